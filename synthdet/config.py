@@ -1,0 +1,364 @@
+"""Every knob, once: a section a stage, in stage order.
+
+The docstring under a field is its help text and its description in the JSON schema. A field is one of
+
+- *making* (the default): it changes what is made; changing it after the fact is refused by name;
+- *decision*: it is applied on reading raw scores; changing it re-decides in place;
+- *runtime*: it changes how fast, not what; it is recorded and never compared.
+
+No command line flag repeats a knob: ``--set generate.num_images=8`` goes through here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from synthdet.errors import SynthdetError
+
+RUN_FOLDER_VERSION = 1
+Calibrated = Literal["calibrated"]
+
+
+def _decision(default: Any, **bounds: Any) -> Any:
+    return Field(default, json_schema_extra={"kind": "decision"}, **bounds)
+
+
+def _runtime(default: Any, **bounds: Any) -> Any:
+    return Field(default, json_schema_extra={"kind": "runtime"}, **bounds)
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, no unknown key, docstrings as descriptions."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+    def settings(self, kind: Literal["making", "decision", "runtime"]) -> dict[str, Any]:
+        """The section's values of one kind, ready for JSON."""
+        values = self.model_dump(mode="json")
+        kinds = {
+            name: _kind_of(field.json_schema_extra)
+            for name, field in type(self).model_fields.items()
+        }
+        return {name: value for name, value in values.items() if kinds[name] == kind}
+
+
+def _kind_of(extra: Any) -> str:
+    return str(extra.get("kind", "making")) if isinstance(extra, dict) else "making"
+
+
+class PrepareConfig(Section):
+    """Real photos in: checked, split once by group, cut into tiles."""
+
+    photos: Path | None = None
+    """Folder with the annotated photos. Read only, never changed."""
+    labels: Path | None = None
+    """Annotation file or folder, where it cannot be found beside the photos."""
+    format: Literal["auto", "yolo", "coco"] = "auto"
+    """How the annotations are written. `auto` recognises it and says what it found."""
+    classes: dict[str, str | None] | None = None
+    """Class name in the annotations -> name to use; two to one name merges, null drops. Without it all are kept."""
+    unlabelled: Literal["error", "ignore", "negative"] = "error"
+    """A photo without an annotation file: stop, leave it out, or take it as a photo without animals."""
+    split: Literal["auto", "given", "new"] = "auto"
+    """`auto` keeps the given splits if no group crosses them and else makes clean ones; `given` refuses a leak; `new` ignores them."""
+    val_fraction: float = Field(0.15, gt=0, lt=1)
+    """Share of the photos, by whole groups, for val, where new splits are made."""
+    test_fraction: float = Field(0.25, gt=0, lt=1)
+    """Share of the photos, by whole groups, for test, where new splits are made."""
+    group_pattern: str | None = None
+    """Regular expression on the photo's path; its first capture (or the whole match) is the group. Without it, groups come from metadata, file names and near-duplicates."""
+    frames_per_group: int = Field(20, ge=1)
+    """Consecutive frames of one flight that form a group, where file names carry frame numbers: neighbours overlap."""
+    few_groups: Literal["error", "allow"] = "error"
+    """With fewer than three groups no clean split exists: stop, or split by photo all the same."""
+    max_train_photos: int | None = Field(None, ge=1)
+    """Use at most this many real train photos (whole groups first, seeded); the others are left out of the run."""
+    resolution: int = Field(1024, ge=32, multiple_of=8)
+    """Side of a tile in pixels: what the LoRA is trained on, and what is generated."""
+    scale: Literal["auto"] | float = "auto"
+    """Tile pixels a photo pixel, the same for every photo. `auto` gives the median animal `animal_fraction` of the tile, and never enlarges more than twice."""
+    animal_fraction: float = Field(0.25, gt=0, le=1)
+    """With `scale: auto`: the median animal's longer side as a share of the tile."""
+    views: int = Field(2, ge=1)
+    """Train tiles cut around an animal, each at another offset. Val and test have one."""
+    background_fraction: float = Field(0.2, ge=0, lt=1)
+    """Share of background tiles (no animal) among all the tiles of a split, where the photos have room."""
+    caption: str = "aerial photo of {animals}"
+    """Caption of a tile. `{animals}` is what is in it ("two humpback whales", or `background_caption`); other names are looked up in the photos' metadata.jsonl."""
+    background_caption: str = "open water"
+    """What stands for `{animals}` where there is none."""
+    seed: int = 0
+    """Seed of the splits and of the tiles' offsets."""
+    workers: int = _runtime(2, ge=1)
+    """Processes that decode photos."""
+
+
+class FinetuneConfig(Section):
+    """Train tiles -> SDXL LoRA."""
+
+    base_model: str = "stabilityai/stable-diffusion-xl-base-1.0"
+    """Hub id, local folder, or `pocket` (the embedded default). An ordinary diffusers SDXL pipeline."""
+    vae: str | None = "madebyollin/sdxl-vae-fp16-fix"
+    """Hub id or folder of a VAE to use instead of the base model's. null: the base model's own."""
+    lora: Path | None = None
+    """Your own LoRA (safetensors, diffusers or kohya format): used as it is, nothing is trained."""
+    rank: int = Field(16, ge=1)
+    """Rank of the LoRA matrices."""
+    lora_alpha: float = Field(16, gt=0)
+    """Scale of the LoRA: its update is multiplied by lora_alpha / rank."""
+    target_modules: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
+    """Names of the UNet's layers that get a LoRA (endings of module names)."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Of AdamW, after the warm-up."""
+    lr_warmup_steps: int = Field(50, ge=0)
+    """Optimizer steps over which the learning rate rises to its value."""
+    max_train_steps: int = Field(1200, ge=1)
+    """Optimizer steps."""
+    train_batch_size: int = Field(1, ge=1)
+    """Tiles a forward pass."""
+    gradient_accumulation_steps: int = Field(4, ge=1)
+    """Forward passes an optimizer step."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "bf16"
+    """Precision of the frozen base and of the forward pass. LoRA weights are always float32."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    snr_gamma: float | None = Field(5.0, gt=0)
+    """Min-SNR loss weighting (Hang et al., 2023). null: none."""
+    noise_offset: float = Field(0.0, ge=0)
+    """Added per-channel noise, for very dark or bright pictures."""
+    caption_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of steps with an empty caption, which classifier-free guidance needs."""
+    symmetries: bool = True
+    """Train on the eight turns and mirrors of every tile: from above there is no up."""
+    checkpointing_steps: int = Field(100, ge=1)
+    """Optimizer steps between two checkpoints, from which a killed training goes on."""
+    num_samples: int = Field(4, ge=0)
+    """Pictures drawn at the end with and without the LoRA, same seeds, into samples/."""
+    seed: int = 0
+    """Seed of weights, order, noise and steps."""
+    device: Literal["auto", "cpu", "cuda"] = _runtime("auto")
+    """Where the networks run."""
+
+
+class GenerateConfig(Section):
+    """Prompts + LoRA -> synthetic photos."""
+
+    pictures: Path | None = None
+    """Your own folder of generated pictures: taken in as they are, nothing is generated."""
+    num_images: int = Field(256, ge=0)
+    """Pictures to make."""
+    prompts: tuple[str, ...] = ("aerial photo of {animals}",)
+    """Prompt templates; names in braces come from `animals` and `attributes`."""
+    animals: dict[str, int] | None = None
+    """Phrase for `{animals}` -> number of animals it asks for. Without it: one and two of each class."""
+    attributes: dict[str, tuple[str, ...]] = {}
+    """Further names for the templates, each with its values; every combination comes up equally often."""
+    background_prompts: tuple[str, ...] = ("aerial photo of open water",)
+    """Prompts for pictures without animals."""
+    background_fraction: float = Field(0.1, ge=0, le=1)
+    """Share of pictures made from the background prompts."""
+    negative_prompt: str = ""
+    """What not to draw."""
+    num_inference_steps: int = Field(30, ge=1)
+    """Denoising steps."""
+    guidance_scale: float = Field(6.0, ge=0)
+    """Classifier-free guidance (Ho & Salimans, 2022)."""
+    scheduler: str = "DPMSolverMultistepScheduler"
+    """Name of a diffusers scheduler; DPM-Solver++ multistep with Karras sigmas by default."""
+    lora_scale: float = Field(0.9, ge=0)
+    """Strength of the LoRA."""
+    batch_size: int = Field(4, ge=1)
+    """Pictures a batch. Part of what is made: another batch shape changes pixels slightly."""
+    seed: int = 0
+    """Seed of the first picture; each picture has its own."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "bf16"
+    """Precision of the pipeline."""
+    device: Literal["auto", "cpu", "cuda"] = _runtime("auto")
+    """Where the networks run."""
+
+
+class FilterConfig(Section):
+    """CLIP similarity to the real centroid: keep, or drop and say why."""
+
+    model: str = "openai/clip-vit-base-patch32"
+    """Hub id or folder of a transformers CLIP, or `pocket`."""
+    threshold: Calibrated | float = _decision("calibrated")
+    """Cosine similarity to the centroid of the real train tiles below which a picture is dropped. `calibrated`: a low percentile of the real tiles' own similarity, each group left out in turn. (0.3, the usual text-to-image value, passes almost everything here.)"""
+    percentile: float = _decision(2.0, ge=0, le=50)
+    """With `threshold: calibrated`: the percentile of real similarities, so the share of real photos that would be lost."""
+    copy_threshold: Calibrated | float = _decision("calibrated")
+    """Similarity to the nearest real tile above which a picture counts as a copy of it. `calibrated`: closer than real tiles of different groups ever are to each other."""
+    batch_size: int = _runtime(32, ge=1)
+    """Pictures a forward pass."""
+    device: Literal["auto", "cpu", "cuda"] = _runtime("auto")
+    """Where the network runs."""
+
+
+class LabelConfig(Section):
+    """Detector -> boxes, checked."""
+
+    weights: str | None = None
+    """Your own detector: an ultralytics .pt (see `trust`), or a folder with model.safetensors written by synthdet. Without it the run trains its own on the real train tiles."""
+    trust: bool = False
+    """A .pt file can run code when it is loaded. Set to true for files whose origin you know."""
+    class_map: dict[str, str] | None = None
+    """With `weights`: the detector's class name -> the run's. Without it the names must be equal, or there is one class on both sides."""
+    detector: str = "yolo11n"
+    """Architecture the run's own detector starts from: an ultralytics model name, a folder written by synthdet, or `pocket`."""
+    image_size: int | None = Field(None, ge=32, multiple_of=32)
+    """Side in pixels the detector sees. null: the tiles' resolution."""
+    max_train_steps: int = Field(1500, ge=1)
+    """Optimizer steps of the run's own detector."""
+    train_batch_size: int = Field(16, ge=1)
+    """Pictures a step."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Of AdamW."""
+    seed: int = 0
+    """Seed of the training."""
+    confidence: Calibrated | float = _decision("calibrated")
+    """Confidence from which a box is accepted. `calibrated`: where F1 on the real val tiles is best."""
+    review_confidence: float = _decision(0.1, ge=0, le=1)
+    """A box between this and `confidence` sends its picture to review."""
+    negatives: bool = _decision(True)
+    """Take a background picture without any box above `review_confidence` as a confirmed negative."""
+    device: Literal["auto", "cpu", "cuda"] = _runtime("auto")
+    """Where the network runs."""
+    workers: int = _runtime(1, ge=1)
+    """Threads of the detector's process on a CPU."""
+
+
+class ExportConfig(Section):
+    """Real + kept synthetic -> YOLO and COCO."""
+
+    num_synthetic: int | None = _decision(None, ge=0)
+    """Synthetic pictures in train. null: all accepted ones, or what `synthetic_fraction` says."""
+    synthetic_fraction: float | None = _decision(None, ge=0, lt=1)
+    """Share of synthetic pictures in train."""
+    max_background_fraction: float = _decision(0.2, ge=0, le=1)
+    """Share of confirmed backgrounds among the synthetic pictures, at most."""
+    include_review: bool = _decision(False)
+    """Export pictures whose boxes wait for review, with the boxes they have."""
+    select: Literal["random", "similarity"] = _decision("random")
+    """Which ones, where there are more than asked for: drawn by seed, or most similar to the real ones."""
+    seed: int = _decision(0)
+    """Seed of the choice."""
+
+
+Arm = Literal["real", "real_plus_synthetic"]
+
+
+class EvaluateConfig(Section):
+    """The same detector trained with and without -> verdict."""
+
+    arms: tuple[Arm, ...] = ("real", "real_plus_synthetic")
+    """What is compared. Each arm is trained once a seed."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One paired training of every arm a seed."""
+    detector: str = "yolo11n"
+    """Architecture and start weights: as `label.detector`."""
+    image_size: int | None = Field(None, ge=32, multiple_of=32)
+    """Side in pixels the detector sees. null: the tiles' resolution."""
+    max_train_steps: int = Field(1500, ge=1)
+    """Optimizer steps, the same in every arm."""
+    train_batch_size: int = Field(16, ge=1)
+    """Pictures a step."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Of AdamW."""
+    device: Literal["auto", "cpu", "cuda"] = _runtime("auto")
+    """Where the networks run."""
+    workers: int = _runtime(1, ge=1)
+    """Threads of the detector's process on a CPU."""
+
+
+class Config(Section):
+    """A run's settings: what `RUN/synthdet.yaml` holds."""
+
+    version: int = RUN_FOLDER_VERSION
+    """Version of the run folder."""
+    prepare: PrepareConfig = PrepareConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    generate: GenerateConfig = GenerateConfig()
+    filter: FilterConfig = FilterConfig()
+    label: LabelConfig = LabelConfig()
+    export: ExportConfig = ExportConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def parse_config(text: str, *, where: str) -> Config:
+    """Read YAML (safe loader) and check every key and value.
+
+    Raises:
+        SynthdetError: Not YAML, an unknown key, a bad value, or another version; names the key.
+    """
+    try:
+        fields = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SynthdetError(f"{where} is not readable as YAML: {_one_line(error)}") from error
+    if fields is None:
+        fields = {}
+    if not isinstance(fields, dict):
+        raise SynthdetError(f"{where} must hold settings by section, like `generate:`")
+    return make_config(cast("dict[str, Any]", fields), where=where)
+
+
+def make_config(fields: dict[str, Any], *, where: str) -> Config:
+    """Check settings that are already parsed.
+
+    Raises:
+        SynthdetError: As `parse_config`.
+    """
+    version = fields.get("version", RUN_FOLDER_VERSION)
+    if version != RUN_FOLDER_VERSION:
+        raise SynthdetError(
+            f"{where} is version {version}; this synthdet reads version {RUN_FOLDER_VERSION}: "
+            "install the synthdet it was made with, or make a new run"
+        )
+    try:
+        return Config.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise SynthdetError(f"{where}: there is no setting {key}") from error
+        raise SynthdetError(f"{where}: {key}: {first['msg']}, got {first['input']!r}") from error
+
+
+def set_values(config: Config, assignments: list[str]) -> Config:
+    """Apply `section.key=value` assignments; the value is read as YAML.
+
+    Raises:
+        SynthdetError: Not of that form, or refused by the checks.
+    """
+    fields = config.model_dump(mode="json")
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        section, dot, name = key.strip().partition(".")
+        if not equals or not dot:
+            raise SynthdetError(
+                f"--set {assignment}: write it as section.key=value, like generate.num_images=8"
+            )
+        if not isinstance(fields.get(section), dict):
+            raise SynthdetError(f"--set {assignment}: there is no section {section}")
+        try:
+            fields[section][name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SynthdetError(f"--set {assignment}: {_one_line(error)}") from error
+    return make_config(fields, where="--set")
+
+
+def to_yaml(config: Config, *, header: str = "") -> str:
+    """The settings as YAML in stage order, under an optional comment."""
+    body = yaml.safe_dump(
+        config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
+    )
+    return header + body
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,207 @@
+"""The records that stages leave for each other: one JSON object a line.
+
+Every record is frozen, keeps keys it does not know (a newer version may have written them) and
+carries no clock time, so that the same work gives the same bytes. ``docs/run-folder.md`` is the
+reference for the files they live in.
+
+Coordinates are ``xyxy`` in pixels, origin at the top left corner of the top left pixel, so that a
+box over a whole picture of width ``w`` and height ``h`` is ``(0, 0, w, h)``.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from synthdet.errors import SynthdetError
+
+XYXY = tuple[float, float, float, float]
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class Record(BaseModel):
+    """What all records share: frozen, unknown keys kept, one compact JSON line."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    def to_line(self) -> str:
+        """The record as one line of JSON, without the line end, keys in declared order."""
+        return json.dumps(
+            self.model_dump(mode="json", exclude_none=True),
+            ensure_ascii=False,
+            separators=(", ", ": "),
+        )
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any], *, where: str) -> Self:
+        """Check a parsed line.
+
+        Args:
+            fields: The parsed JSON object.
+            where: File and line, for the message.
+
+        Raises:
+            SynthdetError: A field is missing or of the wrong type.
+        """
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise SynthdetError(f"{where}: {place}: {first['msg']}") from error
+
+
+class Box(Record):
+    """A true box: pixels of the picture it belongs to, and the class."""
+
+    xyxy: XYXY
+    class_id: int
+
+
+class DetectedBox(Record):
+    """A box that a detector drew, with its confidence in 0..1 and who drew it."""
+
+    xyxy: XYXY
+    class_id: int
+    confidence: float
+    source: str = "detector"
+
+
+class Photo(Record):
+    """A line of ``1-prepare/photos.jsonl``: a real photo after the checks.
+
+    ``path`` is relative to the photos' folder; ``width``, ``height`` and ``boxes`` are those of the
+    upright photo (EXIF orientation applied).
+    """
+
+    image_id: str
+    path: str
+    sha256: str
+    width: int
+    height: int
+    group: str
+    split: Split
+    boxes: tuple[Box, ...]
+    metadata: dict[str, Any] = {}
+
+
+class Rejected(Record):
+    """A line of ``1-prepare/rejected.jsonl``: a photo, or one box of it, that was not used."""
+
+    path: str
+    reason: str
+    box: tuple[float, ...] | None = None
+
+
+class Tile(Record):
+    """A line of ``1-prepare/tiles.jsonl``: a square crop of a photo at the run's ground scale.
+
+    ``xyxy`` is the crop in pixels of the upright photo, ``scale`` the factor from photo pixels to
+    tile pixels, ``boxes`` are in pixels of the tile. ``path`` is relative to the run folder.
+    """
+
+    tile_id: str
+    image_id: str
+    group: str
+    split: Split
+    path: str
+    sha256: str
+    xyxy: XYXY
+    scale: float
+    width: int
+    height: int
+    boxes: tuple[Box, ...]
+    caption: str
+
+
+class SyntheticImage(Record):
+    """A line of ``3-generate/images.jsonl``: everything needed to make the picture again.
+
+    ``asked_for`` is what the prompt asked to be in it: class id per animal, empty for background.
+    ``path`` is relative to the run folder.
+    """
+
+    image_id: str
+    path: str
+    sha256: str
+    prompt: str
+    negative_prompt: str
+    seed: int
+    scheduler: str
+    num_inference_steps: int
+    guidance_scale: float
+    lora_scale: float
+    width: int
+    height: int
+    batch: int
+    batch_shape: int
+    asked_for: tuple[int, ...] | None = None
+
+
+class Score(Record):
+    """A line of ``4-filter/scores.jsonl``: raw, written once. ``fault`` names an unusable picture."""
+
+    image_id: str
+    similarity: float | None = None
+    nearest_real: str | None = None
+    nearest_real_similarity: float | None = None
+    fault: str | None = None
+
+
+class Decision(Record):
+    """A line of ``4-filter/decisions.jsonl``. ``reason`` is given for every drop."""
+
+    image_id: str
+    kept: bool
+    threshold: float
+    reason: str | None = None
+
+
+class Detections(Record):
+    """A line of ``5-label/detections.jsonl``: raw boxes down to a low confidence, written once."""
+
+    image_id: str
+    boxes: tuple[DetectedBox, ...]
+
+
+LabelStatus = Literal["accept", "review", "negative"]
+
+
+class Label(Record):
+    """A line of ``5-label/labels.jsonl``: what the thresholds make of the raw boxes."""
+
+    image_id: str
+    status: LabelStatus
+    boxes: tuple[DetectedBox, ...]
+    reason: str | None = None
+
+
+Source = Literal["real", "synthetic", "augmented"]
+
+
+class ManifestEntry(Record):
+    """A line of ``6-export/manifest.jsonl``: one exported picture. Paths are relative to the run."""
+
+    image_id: str
+    source: Source
+    split: Split
+    yolo_path: str
+    coco_path: str
+    sha256: str
+    width: int
+    height: int
+    boxes: tuple[Box, ...]
+    provenance: dict[str, Any]
+
+
+class Verdict(Record):
+    """A line of ``curation.jsonl``: what a person decided about a picture. The last line counts."""
+
+    image_id: str
+    verdict: Literal["accept", "reject"]
+    boxes: tuple[Box, ...] | None = None
+    by: str
+    at: str

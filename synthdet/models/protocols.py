@@ -1,0 +1,121 @@
+"""What a stage asks of a network. Adapters fulfil it; tests fulfil it in a line.
+
+No torch here: pictures cross this border as ``uint8`` arrays ``(height, width, 3)`` in RGB order,
+embeddings as ``float32`` arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthdet.core.records import DetectedBox
+
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRequest:
+    """One picture to make. The seed fixes its noise, whatever else is in the batch."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+
+
+class ImageGenerator(Protocol):
+    """A diffusion pipeline, opened with its LoRA."""
+
+    scheduler: str
+
+    def generate(
+        self,
+        requests: Sequence[PictureRequest],
+        *,
+        width: int,
+        height: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+    ) -> list[Picture]:
+        """One batch, in the order of the requests.
+
+        Raises:
+            MemoryError: The batch does not fit; the caller may try a smaller one.
+        """
+        ...
+
+
+class ImageEmbedder(Protocol):
+    """A CLIP image tower."""
+
+    def embed(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
+        """Embeddings ``(len(pictures), dimensions)``, each of length 1."""
+        ...
+
+
+class Detector(Protocol):
+    """A trained detector that reads picture files."""
+
+    names: tuple[str, ...]
+
+    def detect(
+        self, paths: Sequence[Path], *, min_confidence: float
+    ) -> list[tuple[DetectedBox, ...]]:
+        """Boxes of each file, in the order of the paths, most confident first, in pixels of the file."""
+        ...
+
+
+class DetectorTrainer(Protocol):
+    """Trains a detector on a YOLO folder."""
+
+    def train(
+        self,
+        data_yaml: Path,
+        weights_dir: Path,
+        *,
+        seed: int,
+        max_train_steps: int,
+        train_batch_size: int,
+        learning_rate: float,
+        image_size: int,
+        on_step: Callable[[int], None],
+    ) -> None:
+        """Write the best-on-val weights into ``weights_dir``, whole or not at all.
+
+        Exactly ``max_train_steps`` optimizer steps, whatever the number of pictures; the same
+        arguments give the same bits on the same machine. ``on_step`` hears how many are done.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainTile:
+    """What the LoRA trainer needs of a tile: the file, its caption, and its id for the caches."""
+
+    tile_id: str
+    path: Path
+    caption: str
+    sha256: str
+
+
+class LoraTrainer(Protocol):
+    """Trains a LoRA, in a folder it owns, in a way that survives being killed."""
+
+    def train(
+        self,
+        tiles: Sequence[TrainTile],
+        folder: Path,
+        *,
+        on_step: Callable[[int, dict[str, Any]], None],
+    ) -> None:
+        """Train up to the planned number of steps, going on from the newest whole checkpoint.
+
+        Ends with ``folder/pytorch_lora_weights.safetensors`` in diffusers' format. ``on_step`` hears
+        how many optimizer steps are done and the figures of the last one (``loss``, ``lr``).
+        """
+        ...
