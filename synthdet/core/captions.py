@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Final
 
 _NUMBER_WORDS: Final = (
-    "no one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen nineteen twenty"
-).split()
+    "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "twenty",
+)  # fmt: skip
 _IRREGULAR: Final = {
     "calf": "calves",
     "child": "children",
