@@ -1,0 +1,280 @@
+"""The commands: one a stage, plus init, run, status, curate, app, demo and doctor.
+
+A user error is one line and exit 1; anything else is a bug and shows its traceback. Nothing heavy
+is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from synthdet import __version__
+from synthdet.config import set_values
+from synthdet.errors import SynthdetError
+from synthdet.progress import Reporter
+from synthdet.workspace import STAGES, Workspace
+
+app = typer.Typer(
+    name="synthdet",
+    help="From a few annotated aerial photos to a bigger detection training set, and an honest verdict.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Change a setting; checked and written into RUN/synthdet.yaml. May be repeated.",
+    ),
+]
+RedoOption = Annotated[
+    bool, typer.Option("--redo", help="Keep the old folder aside and make the stage again.")
+]
+OfflineOption = Annotated[
+    bool,
+    typer.Option("--offline", help="Ask no hub: models come from folders and the local cache."),
+]
+_JOURNEY, _LOOK, _START = "The journey", "Looking", "Starting"
+
+
+def main() -> None:
+    """Entry point of the ``synthdet`` command."""
+    try:
+        app()
+    except SynthdetError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail("the disk is full; make room and run the same command again, nothing is lost")
+    except KeyboardInterrupt:
+        print("synthdet: stopped; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _fail(message: str) -> None:
+    print(f"synthdet: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def _open(run: Path, assignments: list[str] | None, *, offline: bool = False) -> Workspace:
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    workspace = Workspace(run)
+    if assignments:
+        with workspace.exclusive():
+            workspace.write_config(set_values(workspace.read_config(), assignments))
+    return workspace
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+# --- starting ----------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=_START)
+def demo(
+    run: Annotated[Path, typer.Argument(metavar="[RUN]", help="The run folder.")] = Path(
+        "runs/demo"
+    ),
+) -> None:
+    """The whole journey on the embedded default: a rendered sea and pocket-size models."""
+    from synthdet import pipeline
+
+    pipeline.run_demo(run, Reporter())
+
+
+@app.command(rich_help_panel=_START)
+def init(
+    run: RunArgument,
+    photos: Annotated[Path, typer.Option(help="Folder with the annotated photos; read only.")],
+    config: Annotated[
+        str, typer.Option(help="Name of a shipped config, or a YAML file.")
+    ] = "humpback-sdxl",
+    labels: Annotated[
+        Path | None, typer.Option(help="Annotations, where they are not beside the photos.")
+    ] = None,
+    format: Annotated[  # noqa: A002 - the option's name
+        str, typer.Option(help="Annotation format: auto, yolo or coco.")
+    ] = "auto",
+    assignments: SetOption = None,
+) -> None:
+    """Make a run folder for your own photos."""
+    from synthdet import pipeline
+
+    workspace = pipeline.init_run(
+        run,
+        config=config,
+        photos=photos,
+        labels=labels,
+        annotation_format=format,
+        assignments=assignments or [],
+        reporter=Reporter(),
+    )
+    print(f"{workspace.config_path} is written. Next: synthdet run {run}")
+
+
+@app.command(rich_help_panel=_START)
+def doctor() -> None:
+    """Look at this machine: GPU, memory, disk, hub login, MongoDB, versions."""
+    from synthdet.models.machine import check_machine
+
+    table = Table("", "", "", box=None, show_header=False, pad_edge=False)
+    checks = check_machine()
+    for check in checks:
+        mark = "[green]ok[/]" if check.ok else "[yellow]look[/]"
+        table.add_row(
+            mark,
+            f"[bold]{check.name}[/]",
+            check.detail + (f"\n→ {check.advice}" if check.advice else ""),
+        )
+    Console().print(table)
+
+
+# --- the journey -------------------------------------------------------------------------------
+
+
+@app.command("run", rich_help_panel=_JOURNEY)
+def run_command(
+    run: RunArgument,
+    until: Annotated[str, typer.Option(help=f"Last stage to run: {', '.join(STAGES)}.")] = STAGES[
+        -1
+    ],
+    assignments: SetOption = None,
+    offline: OfflineOption = False,
+) -> None:
+    """Run every stage that is not done."""
+    from synthdet import pipeline
+
+    if until not in STAGES:
+        raise SynthdetError(f"there is no stage {until}: name one of {', '.join(STAGES)}")
+    workspace = _open(run, assignments, offline=offline)
+    reporter = Reporter()
+    pipeline.run_stages(workspace, reporter, until=until)
+    if until == STAGES[-1]:
+        pipeline.say_where_to_look(workspace, reporter)
+
+
+def _add_stage(name: str, summary: str) -> None:
+    def command(
+        run: RunArgument,
+        assignments: SetOption = None,
+        redo: RedoOption = False,
+        offline: OfflineOption = False,
+    ) -> None:
+        from synthdet import pipeline
+
+        workspace = _open(run, assignments, offline=offline)
+        pipeline.run_stage(name, workspace, Reporter(), redo=redo)
+
+    command.__doc__ = summary
+    app.command(name, rich_help_panel=_JOURNEY)(command)
+
+
+for _name, _summary in (
+    ("prepare", "Real photos in: checked, split once by group, cut into tiles."),
+    ("finetune", "Train the SDXL LoRA on the train tiles."),
+    ("generate", "Make synthetic photos, batch by batch."),
+    ("filter", "CLIP similarity to the real centroid: keep, or drop and say why."),
+    ("label", "Put boxes on what was kept, with the run's detector or yours."),
+    ("export", "Write the mixed real + synthetic set as YOLO and COCO."),
+    ("evaluate", "Train the same detector with and without; give the verdict."),
+):
+    _add_stage(_name, _summary)
+
+
+# --- looking -----------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=_LOOK)
+def status(
+    run: RunArgument,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file again.")] = False,
+) -> None:
+    """A table of the stages: how they stand, counts, times."""
+    from synthdet import pipeline
+
+    workspace = _open(run, None)
+    table = Table("stage", "state", "counts", "time", box=None, pad_edge=False)
+    colours = {"done": "green", "stale": "yellow", "begun": "yellow", "open": "dim"}
+    for row in pipeline.stage_statuses(workspace):
+        counts = " · ".join(
+            f"{key} {value}" for key, value in row.counts.items() if isinstance(value, int | str)
+        )
+        colour = colours[row.state]
+        table.add_row(
+            row.name,
+            f"[{colour}]{row.state}[/]",
+            f"{counts}{f' [yellow]({row.why})[/]' if row.why else ''}",
+            f"{row.seconds:.0f} s" if row.seconds else "",
+        )
+    Console().print(table)
+    if lost := pipeline.where_lost(workspace):
+        print(lost)
+    if verify:
+        problems = pipeline.verify(workspace)
+        for problem in problems:
+            print(problem)
+        if problems:
+            raise SynthdetError(
+                f"{len(problems)} files of {run} are not as recorded: run the stages named above again"
+            )
+        print("every file is as recorded")
+
+
+@app.command(rich_help_panel=_LOOK)
+def curate(
+    run: RunArgument,
+    pull: Annotated[
+        bool, typer.Option("--pull", help="Bring a person's verdicts back into curation.jsonl.")
+    ] = False,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Load again over verdicts that were not pulled.")
+    ] = False,
+) -> None:
+    """Load the run into FiftyOne, or bring the verdicts back."""
+    from synthdet.stages import curate as stage
+
+    workspace = _open(run, None)
+    config, reporter = workspace.read_config(), Reporter()
+    with workspace.exclusive():
+        if pull:
+            stage.pull(workspace, config, reporter)
+        else:
+            stage.load(workspace, config, reporter, redo=redo)
+
+
+@app.command("app", rich_help_panel=_LOOK)
+def app_command(
+    run: RunArgument,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5151,
+) -> None:
+    """Load the run into FiftyOne and open the App on 127.0.0.1."""
+    from synthdet.stages import curate as stage
+
+    workspace = _open(run, None)
+    stage.serve(workspace, workspace.read_config(), Reporter(), port=port)
+
+
+if __name__ == "__main__":
+    main()

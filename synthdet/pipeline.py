@@ -1,0 +1,426 @@
+"""The order of the stages, written once, and the real models built for them.
+
+Models are opened by the stages when there is work for them, so every builder here is a function
+that is called late; the libraries behind them are imported later still.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from synthdet.config import Config, make_config, parse_config, set_values
+from synthdet.core.records import ManifestEntry, SyntheticImage, Tile
+from synthdet.errors import SynthdetError
+from synthdet.progress import Reporter
+from synthdet.workspace import CONFIG_NAME, STAGES, Workspace, hash_file, read_json, read_records
+
+if TYPE_CHECKING:
+    from synthdet.models.protocols import (
+        Detector,
+        DetectorTrainer,
+        ImageEmbedder,
+        ImageGenerator,
+        LoraTrainer,
+    )
+
+DETECT_BATCH = 32
+"""Pictures a detector call. One by one is as fast from 320 pixels on (measured), so it is no knob."""
+
+
+# --- stages ------------------------------------------------------------------------------------
+
+
+def run_stage(name: str, workspace: Workspace, reporter: Reporter, *, redo: bool = False) -> None:
+    """Run one stage with the settings that stand in the run folder now.
+
+    Raises:
+        SynthdetError: Whatever the stage has to tell.
+    """
+    config = workspace.read_config()
+    with workspace.exclusive():
+        _STAGE_RUNNERS[name](workspace, config, reporter, redo)
+
+
+def run_stages(workspace: Workspace, reporter: Reporter, *, until: str = STAGES[-1]) -> None:
+    """Run every stage that is not done, in order, up to and with ``until``.
+
+    Raises:
+        SynthdetError: Whatever a stage has to tell; the stages before it are done.
+    """
+    for name in STAGES[: STAGES.index(until) + 1]:
+        run_stage(name, workspace, reporter)
+
+
+def _prepare(workspace: Workspace, config: Config, reporter: Reporter, redo: bool) -> None:
+    from synthdet.stages import prepare
+
+    prepare.run(workspace, config, reporter, redo=redo)
+
+
+def _finetune(workspace: Workspace, config: Config, reporter: Reporter, redo: bool) -> None:
+    from synthdet.stages import finetune
+
+    finetune.run(
+        workspace,
+        config,
+        reporter,
+        open_trainer=partial(_open_lora_trainer, config),
+        open_generator=lambda lora: _open_generator(config, lora, lora_scale=1.0),
+        redo=redo,
+    )
+
+
+def _generate(workspace: Workspace, config: Config, reporter: Reporter, redo: bool) -> None:
+    from synthdet.stages import generate
+
+    lora = workspace.stage("finetune").path / "pytorch_lora_weights.safetensors"
+    generate.run(
+        workspace,
+        config,
+        reporter,
+        open_generator=lambda: _open_generator(config, lora, lora_scale=config.generate.lora_scale),
+        redo=redo,
+    )
+
+
+def _filter(workspace: Workspace, config: Config, reporter: Reporter, redo: bool) -> None:
+    from synthdet.stages import filter as filter_stage
+
+    filter_stage.run(
+        workspace, config, reporter, open_embedder=partial(_open_embedder, config), redo=redo
+    )
+
+
+def _label(workspace: Workspace, config: Config, reporter: Reporter, redo: bool) -> None:
+    from synthdet.stages import label
+
+    size = config.label.image_size or config.prepare.resolution
+    label.run(
+        workspace,
+        config,
+        reporter,
+        open_trainer=lambda: _open_detector_trainer(config.label.detector, config.label),
+        open_detector=lambda weights: _open_detector(
+            weights, size, config.label, config.label.trust
+        ),
+        redo=redo,
+    )
+
+
+def _export(workspace: Workspace, config: Config, reporter: Reporter, redo: bool) -> None:
+    from synthdet.stages import export
+
+    export.run(workspace, config, reporter, redo=redo)
+
+
+def _evaluate(workspace: Workspace, config: Config, reporter: Reporter, redo: bool) -> None:
+    from synthdet.stages import evaluate
+
+    size = config.evaluate.image_size or config.prepare.resolution
+    evaluate.run(
+        workspace,
+        config,
+        reporter,
+        open_trainer=lambda: _open_detector_trainer(config.evaluate.detector, config.evaluate),
+        open_detector=lambda weights: _open_detector(weights, size, config.evaluate, trust=False),
+        redo=redo,
+    )
+
+
+_STAGE_RUNNERS: dict[str, Callable[[Workspace, Config, Reporter, bool], None]] = {
+    "prepare": _prepare,
+    "finetune": _finetune,
+    "generate": _generate,
+    "filter": _filter,
+    "label": _label,
+    "export": _export,
+    "evaluate": _evaluate,
+}
+
+
+# --- models ------------------------------------------------------------------------------------
+
+
+def _embedded(name: str, part: str) -> str | Path:
+    """``pocket`` is the embedded default; every other name goes to the loader as it is."""
+    if name != "pocket":
+        return name
+    from synthdet.pocket import weights_dir
+
+    return weights_dir() / part
+
+
+def _open_lora_trainer(config: Config) -> LoraTrainer:
+    from synthdet.models.lora import SdxlLoraTrainer
+
+    settings = config.finetune
+    return SdxlLoraTrainer(
+        _embedded(settings.base_model, "sdxl"),
+        vae=settings.vae,
+        rank=settings.rank,
+        lora_alpha=settings.lora_alpha,
+        target_modules=settings.target_modules,
+        learning_rate=settings.learning_rate,
+        lr_warmup_steps=settings.lr_warmup_steps,
+        max_train_steps=settings.max_train_steps,
+        train_batch_size=settings.train_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        mixed_precision=settings.mixed_precision,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        snr_gamma=settings.snr_gamma,
+        noise_offset=settings.noise_offset,
+        caption_dropout=settings.caption_dropout,
+        symmetries=settings.symmetries,
+        checkpointing_steps=settings.checkpointing_steps,
+        seed=settings.seed,
+        device=settings.device,
+    )
+
+
+def _open_generator(config: Config, lora: Path | None, *, lora_scale: float) -> ImageGenerator:
+    from synthdet.models.sdxl import SdxlGenerator
+
+    return SdxlGenerator(
+        _embedded(config.finetune.base_model, "sdxl"),
+        vae=config.finetune.vae,
+        lora=lora,
+        lora_scale=lora_scale,
+        scheduler=config.generate.scheduler,
+        mixed_precision=config.generate.mixed_precision,
+        device=config.generate.device,
+    )
+
+
+def _open_embedder(config: Config) -> ImageEmbedder:
+    from synthdet.models.clip import ClipEmbedder
+
+    settings = config.filter
+    return ClipEmbedder(
+        _embedded(settings.model, "clip"), batch_size=settings.batch_size, device=settings.device
+    )
+
+
+def _open_detector_trainer(detector: str, settings: Any) -> DetectorTrainer:
+    from synthdet.models.detector import YoloTrainer
+
+    return YoloTrainer(
+        _embedded(detector, "yolo"), device=settings.device, threads=settings.workers
+    )
+
+
+def _open_detector(weights: Path, image_size: int, settings: Any, trust: bool) -> Detector:
+    from synthdet.models.detector import YoloDetector
+
+    return YoloDetector(
+        weights,
+        image_size=image_size,
+        batch_size=DETECT_BATCH,
+        device=settings.device,
+        threads=settings.workers,
+        trust=trust,
+    )
+
+
+# --- status ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """How a stage stands. ``state`` is one of done, stale, begun and open."""
+
+    name: str
+    state: str
+    why: str
+    counts: dict[str, Any]
+    seconds: float
+
+
+def stage_statuses(workspace: Workspace) -> list[StageStatus]:
+    """How every stage stands, in order.
+
+    A finished stage is stale when its settings, or the output of a stage it was made from, are no
+    longer those it was made with.
+    """
+    config = workspace.read_config()
+    outputs: dict[str, str] = {}
+    statuses = []
+    for name in STAGES:
+        lock = workspace.stage(name).lock()
+        if lock is None:
+            statuses.append(StageStatus(name, "open", "", {}, 0.0))
+            continue
+        why = "; ".join(_changes(lock, getattr(config, name), outputs))
+        state = "begun" if not lock["finished"] else "stale" if why else "done"
+        outputs[name] = lock["output"] if state == "done" else "stale"
+        statuses.append(StageStatus(name, state, why, lock.get("counts", {}), lock["seconds"]))
+    return statuses
+
+
+def _changes(lock: dict[str, Any], section: Any, outputs: dict[str, str]) -> Iterator[str]:
+    now = section.model_dump(mode="json")
+    for key, value in {**lock["settings"], **lock["decisions"]}.items():
+        if key in now and now[key] != value:
+            yield f"{key} was {value!r} and is now {now[key]!r}"
+    for stage, output in {**lock["inputs"], **lock["decision_inputs"]}.items():
+        if stage in outputs and outputs[stage] != output:
+            yield f"{stage} changed"
+
+
+def where_lost(workspace: Workspace) -> str | None:
+    """The stage after which no synthetic picture was left, in a sentence; None where some are left."""
+    counts = {status.name: status.counts for status in stage_statuses(workspace)}
+    if counts["export"].get("synthetic", 1) > 0:
+        return None
+    for name, key, verb in (
+        ("generate", "pictures", "made"),
+        ("filter", "kept", "kept"),
+        ("label", "usable", "accepted"),
+    ):
+        if counts[name].get(key) == 0:
+            return f"no synthetic picture is left after {name}: it {verb} none ({_reasons(counts[name])})"
+    return "no synthetic picture is left after export: the mix or the curation took none"
+
+
+def _reasons(counts: dict[str, Any]) -> str:
+    dropped = counts.get("dropped")
+    if isinstance(dropped, dict) and dropped:
+        return ", ".join(f"{number} {reason}" for reason, number in dropped.items())
+    return ", ".join(f"{key} {value}" for key, value in counts.items() if isinstance(value, int))
+
+
+def verify(workspace: Workspace) -> list[str]:
+    """Read every file again and compare it with its record.
+
+    Returns:
+        A line for every file that is missing or differs. Empty: all is well.
+    """
+    problems = []
+    for path, sha256 in _promised_files(workspace):
+        if not path.is_file():
+            problems.append(f"{workspace.relative(path)} is missing")
+        elif hash_file(path) != sha256:
+            problems.append(f"{workspace.relative(path)} is not the file that was written")
+    return problems
+
+
+def _promised_files(workspace: Workspace) -> Iterator[tuple[Path, str]]:
+    root = workspace.root
+    for tile in read_records(workspace.stage("prepare").path / "tiles.jsonl", Tile):
+        yield root / tile.path, tile.sha256
+    for image in read_records(workspace.stage("generate").path / "images.jsonl", SyntheticImage):
+        yield root / image.path, image.sha256
+    for entry in read_records(workspace.stage("export").path / "manifest.jsonl", ManifestEntry):
+        yield root / entry.yolo_path, entry.sha256
+        yield root / entry.coco_path, entry.sha256
+
+
+# --- configs -----------------------------------------------------------------------------------
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Name -> file of the settings that come with synthdet, from a wheel or a checkout alike."""
+    package = Path(__file__).parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {}
+
+
+def find_config(name_or_file: str) -> Path:
+    """A shipped config by its name, or a file.
+
+    Raises:
+        SynthdetError: Neither; names what there is.
+    """
+    shipped = shipped_configs()
+    if name_or_file in shipped:
+        return shipped[name_or_file]
+    path = Path(name_or_file)
+    if path.is_file():
+        return path
+    raise SynthdetError(
+        f"there is no config {name_or_file}: name a YAML file, or one of {', '.join(shipped)}"
+    )
+
+
+# --- starting ----------------------------------------------------------------------------------
+
+
+def init_run(
+    run: Path,
+    *,
+    config: str,
+    photos: Path,
+    labels: Path | None,
+    annotation_format: str,
+    assignments: list[str],
+    reporter: Reporter,
+) -> Workspace:
+    """Make a run folder for a folder of annotated photos, once it is known how they are annotated.
+
+    Raises:
+        SynthdetError: No such folder or config, annotations that are not recognised, or a run folder
+            that exists already.
+    """
+    from synthdet.stages import prepare
+
+    path = find_config(config)
+    settings = parse_config(path.read_text(encoding="utf-8"), where=str(path))
+    found = prepare.recognise(photos, labels, annotation_format)
+    reporter.close("init", found.describe())
+    fields = settings.model_dump(mode="json")
+    fields["prepare"]["photos"] = str(photos.resolve())
+    fields["prepare"]["labels"] = str(labels.resolve()) if labels else fields["prepare"]["labels"]
+    fields["prepare"]["format"] = annotation_format
+    settings = set_values(make_config(fields, where="synthdet init"), assignments)
+    header = f"# Settings of this run, from {path.name}. After a change: synthdet run {run}\n"
+    return Workspace.make(run, settings, header=header)
+
+
+def run_demo(run: Path, reporter: Reporter) -> None:
+    """The whole journey on the embedded default; goes on where an earlier call was stopped.
+
+    Raises:
+        SynthdetError: The folder is somebody else's run, or whatever a stage has to tell.
+    """
+    from synthdet.pocket.survey import SETTINGS, write_survey
+
+    survey = run.with_name(f"{run.name}-survey")
+    reporter.close("demo", f"a rendered sea, drawn by a program: no photo in it is real ({survey})")
+    write_survey(survey, reporter)
+    if not (run / CONFIG_NAME).exists():
+        init_run(
+            run,
+            config="pocket",
+            photos=survey,
+            labels=None,
+            annotation_format="auto",
+            assignments=list(SETTINGS),
+            reporter=reporter,
+        )
+    workspace = Workspace(run)
+    if workspace.read_config().prepare.photos != survey.resolve():
+        raise SynthdetError(f"{run} is a run on other photos: name another folder for the demo")
+    run_stages(workspace, reporter)
+    say_where_to_look(workspace, reporter)
+
+
+def say_where_to_look(workspace: Workspace, reporter: Reporter) -> None:
+    """The last lines of a whole run: the verdict, and what to open."""
+    verdict = read_json(workspace.stage("evaluate").path / "verdict.json")
+    reporter.close("verdict", str(verdict["sentence"]))
+    if lost := where_lost(workspace):
+        reporter.note("verdict", lost)
+    root = workspace.root
+    for what, path in (
+        ("dataset", workspace.stage("export").path / "yolo" / "data.yaml"),
+        ("", workspace.stage("export").path / "coco" / "annotations"),
+        ("report", workspace.stage("evaluate").path / "report.html"),
+        ("filter", workspace.stage("filter").path / "report.png"),
+        ("look", f"synthdet app {root}"),
+    ):
+        reporter.close(what, str(path))

@@ -1,0 +1,72 @@
+"""Every knob is checked, named in its error, and found in one place."""
+
+from __future__ import annotations
+
+import pytest
+
+from synthdet.config import Config, Section, make_config, parse_config, set_values, to_yaml
+from synthdet.errors import SynthdetError
+
+SECTIONS = {
+    name: field.annotation
+    for name, field in Config.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+
+
+def test_yaml_round_trip() -> None:
+    config = set_values(Config(), ["generate.num_images=8", "filter.threshold=0.3"])
+    assert parse_config(to_yaml(config), where="x") == config
+    assert config.generate.num_images == 8
+    assert config.filter.threshold == 0.3
+
+
+def test_every_knob_has_its_help() -> None:
+    for section in SECTIONS.values():
+        for name, field in section.model_fields.items():
+            assert field.description, f"{section.__name__}.{name}"
+
+
+def test_every_setting_is_of_one_kind() -> None:
+    for name in SECTIONS:
+        section = getattr(Config(), name)
+        kinds = [section.settings(kind) for kind in ("making", "decision", "runtime")]
+        together = {key: value for kind in kinds for key, value in kind.items()}
+        assert sum(map(len, kinds)) == len(together)
+        assert together == section.model_dump(mode="json")
+    assert "threshold" in Config().filter.settings("decision")
+    assert "device" in Config().filter.settings("runtime")
+    assert "model" in Config().filter.settings("making")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("generate: {num_image: 3}", "there is no setting generate.num_image"),
+        ("generate: {num_images: -1}", "generate.num_images"),
+        ("label: {confidence: high}", "label.confidence"),
+        ("generate: [1", "not readable as YAML"),
+        ("just words", "by section"),
+        ("version: 7", "version 7"),
+        ("generate: {num_images: !!python/object/apply:os.system [true]}", "not readable as YAML"),
+    ],
+)
+def test_bad_settings_are_one_line_that_names_them(text: str, told: str) -> None:
+    with pytest.raises(SynthdetError, match=".") as caught:
+        parse_config(text, where="my.yaml")
+    assert told in str(caught.value)
+    assert "my.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    ["num_images=3", "generate.num_images", "nothing.x=1", "generate.no=1", "generate.seed=[1"],
+)
+def test_bad_assignments_are_refused(assignment: str) -> None:
+    with pytest.raises(SynthdetError):
+        set_values(Config(), [assignment])
+
+
+def test_an_empty_file_is_all_defaults() -> None:
+    assert parse_config("# nothing\n", where="x") == Config()
+    assert make_config({}, where="x") == Config()
