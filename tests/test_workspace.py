@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
-import os
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path
         temporary.write_text("half")
         raise ZeroDivisionError
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.png"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
