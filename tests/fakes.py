@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
-from synthdet.models.protocols import Picture
+from synthdet.models.protocols import Picture, PictureRequest, TrainTile
 
 
 class PlannedError(RuntimeError):
@@ -42,3 +46,83 @@ def _colours(picture: Picture) -> NDArray[np.float64]:
     cells = [cell for row in rows for cell in np.array_split(row, 3, axis=1)]
     features = np.concatenate([cell.mean(axis=(0, 1)) for cell in cells]) / 255 - 0.4
     return features / np.linalg.norm(features)
+
+
+@dataclass
+class FakeGenerator:
+    """Draws coloured noise that depends on the prompt, the seed and the batch shape alone.
+
+    Attributes:
+        fail_at: Raise at this call, counted from 1 (0: never).
+        max_batch: Larger batches raise `MemoryError`.
+        constant: Draw pictures of one colour.
+        calls: Batches asked for so far.
+        requests: All that was drawn, in order.
+    """
+
+    scheduler: str = "FakeScheduler"
+    fail_at: int = 0
+    max_batch: int = 1_000
+    constant: bool = False
+    calls: int = 0
+    requests: list[PictureRequest] = field(default_factory=list)
+
+    def generate(
+        self,
+        requests: Sequence[PictureRequest],
+        *,
+        width: int,
+        height: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+    ) -> list[Picture]:
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise PlannedError(f"call {self.calls}")
+        if len(requests) > self.max_batch:
+            raise MemoryError(f"{len(requests)} pictures")
+        self.requests += requests
+        return [self._draw(request, len(requests), (height, width, 3)) for request in requests]
+
+    def _draw(self, request: PictureRequest, batch: int, shape: tuple[int, ...]) -> Picture:
+        words = hashlib.sha256(f"{request.prompt}|{request.negative_prompt}".encode()).digest()
+        rng = np.random.default_rng([request.seed, batch, *words[:4]])
+        colour = rng.integers(40, 200, size=3)
+        noise = 0 if self.constant else rng.integers(0, 40, size=shape)
+        return np.broadcast_to(colour + noise, shape).astype(np.uint8)
+
+
+@dataclass
+class FakeLoraTrainer:
+    """Writes a small safetensors file that depends on the tiles alone.
+
+    Attributes:
+        fail_at: Raise at this call, counted from 1 (0: never).
+        steps: Steps it says it made.
+        calls: Trainings so far.
+        tiles: What the last training was given.
+    """
+
+    fail_at: int = 0
+    steps: int = 3
+    calls: int = 0
+    tiles: tuple[TrainTile, ...] = ()
+
+    def train(
+        self,
+        tiles: Sequence[TrainTile],
+        folder: Path,
+        *,
+        on_step: Callable[[int, dict[str, Any]], None],
+    ) -> None:
+        self.calls += 1
+        self.tiles = tuple(tiles)
+        on_step(1, {"loss": 1.0, "lr": 1e-4})
+        if self.calls == self.fail_at:
+            raise PlannedError(f"call {self.calls}")
+        on_step(self.steps, {"loss": 0.5, "lr": 1e-4})
+        lines = [f'{{"step": {step}, "loss": {1 / step}}}\n' for step in range(1, self.steps + 1)]
+        (folder / "metrics.jsonl").write_text("".join(lines))
+        digest = hashlib.sha256("".join(tile.sha256 for tile in tiles).encode()).digest()
+        weights = {"unet.to_q.lora_A.weight": np.frombuffer(digest, np.uint8).astype(np.float32)}
+        save_file(weights, folder / "pytorch_lora_weights.safetensors")

@@ -1,0 +1,113 @@
+"""Tiny networks with random weights, saved in the ordinary formats: real loaders, no downloads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+TINY_MAX_TOKENS = 77
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer that spells: every letter is a token of its own."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz0123456789,.-"]
+    symbols = [*letters, *(letter + "</w>" for letter in letters)]
+    symbols += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {symbol: number for number, symbol in enumerate(symbols)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TINY_MAX_TOKENS)
+
+
+def tiny_text_config(tokenizer: CLIPTokenizer, *, width: int) -> CLIPTextConfig:
+    """A text encoder of two layers."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TINY_MAX_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def tiny_vae(seed: int = 0) -> AutoencoderKL:
+    """A VAE of factor 2."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(4, 8),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=2,
+            sample_size=64,
+            scaling_factor=0.5,
+            force_upcast=False,
+        )
+
+
+def tiny_sdxl(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
+    """Save an ordinary SDXL pipeline with random weights that sees and draws 64 px.
+
+    Returns:
+        The folder, ready for ``StableDiffusionXLPipeline.from_pretrained``.
+    """
+    tokenizer = tiny_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text_encoder = CLIPTextModel(tiny_text_config(tokenizer, width=8))
+        text_encoder_2 = CLIPTextModelWithProjection(tiny_text_config(tokenizer, width=12))
+        unet = UNet2DConditionModel(
+            sample_size=32,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(4, 8),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=(1, 2),  # the number of heads, as in SDXL's own config
+            transformer_layers_per_block=1,
+            cross_attention_dim=8 + 12,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=6 * 4 + 12,
+            norm_num_groups=2,
+        )
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
+    pipeline = StableDiffusionXLPipeline(
+        vae=tiny_vae(seed),
+        text_encoder=text_encoder,
+        text_encoder_2=text_encoder_2,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
