@@ -142,10 +142,15 @@ class SyntheticImage(Record):
 
 
 class Score(Record):
-    """A line of ``4-filter/scores.jsonl``: raw, written once. ``fault`` names an unusable picture."""
+    """A line of ``4-filter/scores.jsonl``: raw, written once. ``fault`` names an unusable picture.
+
+    ``similarity`` is to the centroid of the real train tiles with an animal,
+    ``background_similarity`` to that of the real background tiles.
+    """
 
     image_id: str
     similarity: float | None = None
+    background_similarity: float | None = None
     nearest_real: str | None = None
     nearest_real_similarity: float | None = None
     fault: str | None = None

@@ -1,0 +1,198 @@
+"""Similarity on a circle: an embedding is an angle, so every cosine is known."""
+
+from __future__ import annotations
+
+import doctest
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synthdet.core import similarity
+from synthdet.core.records import Score
+from synthdet.core.similarity import Limits, RealTiles
+from synthdet.errors import SynthdetError
+
+
+def at_degrees(*degrees: float) -> similarity.Embeddings:
+    radians = np.radians(degrees)
+    return np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
+
+
+def tiles(*members: tuple[str, float]) -> RealTiles:
+    return RealTiles(
+        tuple(f"t{number}" for number in range(len(members))),
+        tuple(group for group, _ in members),
+        at_degrees(*(degrees for _, degrees in members)).reshape(-1, 2),
+    )
+
+
+def cosine(degrees: float) -> Any:
+    return pytest.approx(np.cos(np.radians(degrees)), abs=2e-6)
+
+
+NOTHING = tiles()
+THREE_SITES = tiles(("a", 0), ("a", 10), ("b", 20), ("c", 50))
+
+
+def test_examples_in_docstrings_are_true() -> None:
+    assert doctest.testmod(similarity).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("picture", "fault"),
+    [
+        (np.zeros((6, 8, 3), np.uint8), "blank"),
+        (np.full((6, 8, 3), (10, 200, 90), np.uint8), "blank"),
+        (np.zeros((0, 8, 3), np.uint8), "blank"),
+        (np.random.default_rng(0).normal(60, 3, (6, 8, 3)).astype(np.uint8), None),
+        (np.arange(144, dtype=np.uint8).reshape(6, 8, 3), None),
+    ],
+)
+def test_a_flat_picture_is_a_fault(picture: Any, fault: str | None) -> None:
+    assert similarity.find_fault(picture) == fault
+
+
+def test_the_centroid_is_the_mean_direction() -> None:
+    assert similarity.make_centroid(at_degrees(0, 40)) == pytest.approx(at_degrees(20)[0])
+
+
+@pytest.mark.parametrize("embeddings", [at_degrees(), at_degrees(0, 180)])
+def test_no_centroid_of_nothing(embeddings: Any) -> None:
+    with pytest.raises(ValueError, match=r"at least one|cancel"):
+        similarity.make_centroid(
+            embeddings.reshape(-1, 2) * [1, 0] if len(embeddings) else embeddings
+        )
+
+
+def test_each_group_is_held_against_the_others_alone() -> None:
+    left_out = similarity.leave_out(THREE_SITES)
+    assert left_out is not None
+    assert left_out.by == "group"
+    # Groups b and c point to 35 degrees; a and b to 10; a (twice) and c to about 20.
+    assert left_out.similarities[0] == cosine(35)
+    assert left_out.similarities[1] == cosine(25)
+    assert left_out.similarities[3] == cosine(40)
+
+
+def test_with_two_groups_a_tile_at_a_time_is_left_out() -> None:
+    left_out = similarity.leave_out(tiles(("a", 0), ("a", 10), ("b", 20)))
+    assert left_out is not None
+    assert left_out.by == "tile"
+    assert left_out.similarities[0] == cosine(15)
+
+
+def test_two_tiles_say_nothing() -> None:
+    assert similarity.leave_out(tiles(("a", 0), ("b", 10))) is None
+
+
+@given(st.lists(st.floats(0, 90), min_size=1, max_size=20), st.integers(1, 7))
+def test_nearest_does_not_depend_on_the_block_size(degrees: list[float], rows: int) -> None:
+    references = at_degrees(0, 30, 60, 90)
+    index, cosines = similarity.find_nearest(at_degrees(*degrees), references, rows_at_a_time=rows)
+    for number, angle in enumerate(degrees):
+        nearest = min(range(4), key=lambda one: abs(30 * one - angle))
+        assert abs(30 * index[number] - angle) == pytest.approx(abs(30 * nearest - angle), abs=1e-2)
+        assert cosines[number] == pytest.approx(np.cos(np.radians(30 * nearest - angle)), abs=1e-5)
+
+
+def test_closest_across_groups_ignores_neighbours_of_one_group() -> None:
+    assert similarity.closest_across_groups(THREE_SITES) == cosine(10)
+    assert similarity.closest_across_groups(tiles(("a", 0), ("a", 1), ("b", 30))) == cosine(29)
+    assert similarity.closest_across_groups(tiles(("a", 0), ("a", 1))) is None
+
+
+@pytest.mark.parametrize(
+    ("real", "negatives", "expected"),
+    [([0.9, 0.8], [0.1, 0.2], 1.0), ([0.1], [0.5], 0.0), ([0.5], [0.5], 0.5), ([0.5], [], None)],
+)
+def test_separation(real: list[float], negatives: list[float], expected: float | None) -> None:
+    assert similarity.measure_separation(np.array(real), np.array(negatives)) == expected
+
+
+def _calibrate(animals: RealTiles, backgrounds: RealTiles, **changes: Any) -> Any:
+    settings: dict[str, Any] = {
+        "threshold": "calibrated",
+        "copy_threshold": "calibrated",
+        "percentile": 0.0,
+    }
+    return similarity.calibrate(animals, backgrounds, **(settings | changes))
+
+
+def test_a_calibrated_threshold_loses_the_share_of_real_tiles_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    many = tiles(*((f"g{number % 9}", float(rng.normal(45, 15))) for number in range(400)))
+    calibration = _calibrate(many, NOTHING, percentile=5.0)
+    assert calibration.real_lost == pytest.approx(0.05, abs=0.005)
+    assert calibration.negatives_passing is None
+    assert calibration.notes == ()
+
+
+def test_negatives_are_counted_and_poor_separation_is_said() -> None:
+    far = _calibrate(THREE_SITES, tiles(("a", 120), ("b", 150)))
+    assert far.negatives_passing == 0
+    assert far.separation == 1
+    assert far.notes == ()
+    near = _calibrate(THREE_SITES, tiles(("a", 19), ("b", 21)))
+    assert near.negatives_passing == 1
+    assert any("hardly tells" in note for note in near.notes)
+
+
+def test_too_few_groups_are_said_not_hidden() -> None:
+    one_site = tiles(("a", 0), ("a", 10), ("a", 20))
+    calibration = _calibrate(one_site, NOTHING)
+    assert calibration.left_out.by == "tile"
+    assert calibration.limits.copy is None
+    assert any("fewer than 3 groups" in note for note in calibration.notes)
+    assert any("copies" in note for note in calibration.notes)
+
+
+def test_too_few_tiles_are_refused_unless_a_threshold_is_given() -> None:
+    two = tiles(("a", 0), ("b", 10))
+    with pytest.raises(SynthdetError, match=r"filter\.threshold"):
+        _calibrate(two, NOTHING)
+    assert _calibrate(two, NOTHING, threshold=0.3).limits.animals == 0.3
+
+
+def test_given_thresholds_are_taken() -> None:
+    limits = _calibrate(THREE_SITES, NOTHING, threshold=0.3, copy_threshold=0.99).limits
+    assert limits == Limits(animals=0.3, backgrounds=None, copy=0.99)
+
+
+def test_backgrounds_have_a_limit_of_their_own_from_five_tiles_on() -> None:
+    water = [("a", 100.0), ("b", 101.0), ("c", 102.0), ("a", 103.0), ("b", 110.0)]
+    assert _calibrate(THREE_SITES, tiles(*water[:4])).limits.backgrounds is None
+    assert _calibrate(THREE_SITES, tiles(*water)).limits.backgrounds == pytest.approx(
+        0.99, abs=0.01
+    )
+
+
+LIMITS = Limits(animals=0.7, backgrounds=0.8, copy=0.95)
+
+
+@pytest.mark.parametrize(
+    ("score", "background", "reason", "threshold"),
+    [
+        ({"similarity": 0.7, "nearest_real_similarity": 0.95}, False, None, 0.7),
+        ({"similarity": 0.69, "nearest_real_similarity": 0.99}, False, "far from real", 0.7),
+        ({"similarity": 0.9, "nearest_real_similarity": 0.96}, False, "copy of a real photo", 0.7),
+        ({"fault": "blank"}, False, "blank", 0.7),
+        ({"fault": "unreadable"}, True, "unreadable", 0.8),
+        ({"similarity": 0.1, "background_similarity": 0.8}, True, None, 0.8),
+        ({"similarity": 0.9, "background_similarity": 0.7}, True, "far from real", 0.8),
+        ({"background_similarity": 0.9, "nearest_real_similarity": 0.99}, True, None, 0.8),
+    ],
+)
+def test_decisions(score: Any, background: bool, reason: str | None, threshold: float) -> None:
+    decision = similarity.judge(Score(image_id="x", **score), LIMITS, is_background=background)
+    assert (decision.kept, decision.reason) == (reason is None, reason)
+    assert decision.threshold == threshold
+
+
+def test_without_real_backgrounds_a_background_is_not_judged() -> None:
+    limits = Limits(animals=0.7, backgrounds=None, copy=None)
+    decision = similarity.judge(Score(image_id="x", similarity=0.1), limits, is_background=True)
+    assert decision.kept
+    assert decision.threshold == similarity.NO_LIMIT
