@@ -241,7 +241,7 @@ class ExportConfig(Section):
     synthetic_fraction: float | None = _decision(None, ge=0, lt=1)
     """Share of synthetic pictures in train."""
     max_background_fraction: float = _decision(0.2, ge=0, le=1)
-    """Share of confirmed backgrounds among the synthetic pictures, at most."""
+    """Share of train, at most, that synthetic pictures without an animal (confirmed backgrounds) make up."""
     include_review: bool = _decision(False)
     """Export pictures whose boxes wait for review, with the boxes they have."""
     select: Literal["random", "similarity"] = _decision("random")

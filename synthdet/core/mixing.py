@@ -1,0 +1,107 @@
+"""Which of the accepted synthetic pictures go into the training set, and how many.
+
+The choice is nested: pictures are ranked once (by a hash of the seed and their name, or by
+similarity) and taken one after the other, with and without animals as they come, so that a larger
+number takes all that a smaller one took. Two exports of different size differ by what was added and
+by nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An accepted synthetic picture.
+
+    Attributes:
+        image_id: Its name.
+        is_background: It was confirmed to hold no animal.
+        similarity: Cosine to the real pictures of its kind; None where it was never measured.
+    """
+
+    image_id: str
+    is_background: bool
+    similarity: float | None = None
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    *,
+    num_real: int,
+    num_synthetic: int | None,
+    synthetic_fraction: float | None,
+    max_background_fraction: float,
+    select: Literal["random", "similarity"],
+    seed: int,
+) -> tuple[str, ...]:
+    """Choose synthetic pictures for train.
+
+    Args:
+        candidates: All accepted pictures.
+        num_real: Real pictures in train.
+        num_synthetic: Take at most so many.
+        synthetic_fraction: Take at most this share of train, 0 <= share < 1. With
+            ``num_synthetic`` the smaller number counts.
+        max_background_fraction: Share of train, at most, that synthetic backgrounds make up.
+        select: Rank by chance or by similarity, where there are more than wanted.
+        seed: Of the chance.
+
+    Returns:
+        Their names, in the order of the candidates.
+
+    >>> whales = [Candidate(f"whale-{n}", is_background=False) for n in range(8)]
+    >>> len(choose(whales, num_real=9, num_synthetic=None, synthetic_fraction=0.25,
+    ...            max_background_fraction=0.2, select="random", seed=0))
+    3
+    """
+    animals = _ranked([one for one in candidates if not one.is_background], select, seed)
+    backgrounds = _ranked([one for one in candidates if one.is_background], select, seed)
+    share = len(backgrounds) / max(1, len(candidates))
+    chosen: set[str] = set()
+    taken = 0  # backgrounds among the chosen
+    for _ in range(_num_wanted(len(candidates), num_real, num_synthetic, synthetic_fraction)):
+        size = len(chosen) + 1
+        left = len(animals) + taken - len(chosen)  # animals not yet chosen
+        is_due = taken + 0.5 <= size * share or left == 0
+        # A hair of room, or 0.2 x 15 would not hold 3.
+        has_room = taken + 1 <= max_background_fraction * (num_real + size) + 1e-9
+        if is_due and has_room and taken < len(backgrounds):
+            chosen.add(backgrounds[taken])
+            taken += 1
+        elif left > 0:
+            chosen.add(animals[len(animals) - left])
+        else:
+            break
+    return tuple(one.image_id for one in candidates if one.image_id in chosen)
+
+
+def _num_wanted(
+    available: int, num_real: int, num_synthetic: int | None, synthetic_fraction: float | None
+) -> int:
+    wanted = available
+    if num_synthetic is not None:
+        wanted = min(wanted, num_synthetic)
+    if synthetic_fraction is not None:
+        # share = synthetic / (synthetic + real), solved for synthetic
+        wanted = min(wanted, round(num_real * synthetic_fraction / (1 - synthetic_fraction)))
+    return wanted
+
+
+def _ranked(
+    candidates: Sequence[Candidate], select: Literal["random", "similarity"], seed: int
+) -> list[str]:
+    def by_chance(one: Candidate) -> str:
+        return hashlib.sha256(f"{seed}:{one.image_id}".encode()).hexdigest()
+
+    def by_similarity(one: Candidate) -> tuple[float, str]:
+        return (math.inf if one.similarity is None else -one.similarity, one.image_id)
+
+    if select == "random":
+        return [one.image_id for one in sorted(candidates, key=by_chance)]
+    return [one.image_id for one in sorted(candidates, key=by_similarity)]

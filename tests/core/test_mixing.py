@@ -1,0 +1,126 @@
+"""Which synthetic pictures go into train: a table, and the promises for any numbers."""
+
+from __future__ import annotations
+
+import doctest
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synthdet.core import mixing
+from synthdet.core.mixing import Candidate, choose
+
+
+def candidates(animals: int, backgrounds: int) -> list[Candidate]:
+    return [
+        Candidate(f"syn-{number:06d}", number >= animals, similarity=0.5 + number % 7 / 20)
+        for number in range(animals + backgrounds)
+    ]
+
+
+def counts(animals: int, backgrounds: int, **changes: Any) -> tuple[int, int]:
+    settings: dict[str, Any] = {
+        "num_real": 40,
+        "num_synthetic": None,
+        "synthetic_fraction": None,
+        "max_background_fraction": 0.2,
+        "select": "random",
+        "seed": 0,
+    }
+    pictures = candidates(animals, backgrounds)
+    chosen = choose(pictures, **(settings | changes))
+    empty = {one.image_id for one in pictures if one.is_background} & set(chosen)
+    return len(chosen) - len(empty), len(empty)
+
+
+def test_examples_in_docstrings_are_true() -> None:
+    assert doctest.testmod(mixing).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("animals", "backgrounds", "settings", "expected"),
+    [
+        (60, 10, {}, (60, 10)),
+        (0, 0, {}, (0, 0)),
+        (60, 10, {"num_synthetic": 0}, (0, 0)),
+        (60, 10, {"num_synthetic": 14}, (12, 2)),
+        (60, 10, {"num_synthetic": 500}, (60, 10)),
+        (60, 0, {"synthetic_fraction": 0.5}, (40, 0)),
+        (60, 0, {"synthetic_fraction": 0.2}, (10, 0)),
+        (60, 0, {"synthetic_fraction": 0.0}, (0, 0)),
+        (60, 0, {"synthetic_fraction": 0.2, "num_synthetic": 3}, (3, 0)),
+        # 0.2 of train: 12 of 60, where 40 are real and no animal was accepted, is 10 of 50.
+        (0, 30, {}, (0, 10)),
+        (20, 90, {}, (20, 15)),
+        (20, 90, {"max_background_fraction": 0.0}, (20, 0)),
+        (20, 90, {"max_background_fraction": 1.0}, (20, 90)),
+        # Backgrounds that may not come in leave their place to animals.
+        (50, 50, {"num_synthetic": 40, "max_background_fraction": 0.1}, (32, 8)),
+    ],
+)
+def test_numbers(animals: int, backgrounds: int, settings: Any, expected: tuple[int, int]) -> None:
+    assert counts(animals, backgrounds, **settings) == expected
+
+
+def test_similarity_takes_the_most_similar_and_the_unmeasured_last() -> None:
+    pictures = [
+        Candidate("a", False, 0.5),
+        Candidate("b", False, None),
+        Candidate("c", False, 0.9),
+        Candidate("d", False, 0.7),
+    ]
+    settings: dict[str, Any] = {
+        "num_real": 10,
+        "synthetic_fraction": None,
+        "max_background_fraction": 0.2,
+        "select": "similarity",
+        "seed": 0,
+    }
+    assert choose(pictures, num_synthetic=2, **settings) == ("c", "d")
+    assert choose(pictures, num_synthetic=3, **settings) == ("a", "c", "d")
+
+
+def test_the_seed_decides_and_the_order_of_the_candidates_stays() -> None:
+    pictures = candidates(50, 0)
+    settings: dict[str, Any] = {
+        "num_real": 10,
+        "num_synthetic": 10,
+        "synthetic_fraction": None,
+        "max_background_fraction": 0.2,
+        "select": "random",
+    }
+    first = choose(pictures, seed=0, **settings)
+    assert first == choose(list(pictures), seed=0, **settings)
+    assert first != choose(pictures, seed=1, **settings)
+    assert list(first) == sorted(first)
+
+
+@given(
+    animals=st.integers(0, 30),
+    backgrounds=st.integers(0, 30),
+    num_real=st.integers(0, 50),
+    limit=st.floats(0, 1),
+    small=st.integers(0, 60),
+    more=st.integers(0, 10),
+)
+def test_promises(
+    animals: int, backgrounds: int, num_real: int, limit: float, small: int, more: int
+) -> None:
+    pictures = candidates(animals, backgrounds)
+    settings: dict[str, Any] = {
+        "num_real": num_real,
+        "synthetic_fraction": None,
+        "max_background_fraction": limit,
+        "select": "random",
+        "seed": 3,
+    }
+    fewer = choose(pictures, num_synthetic=small, **settings)
+    larger = choose(pictures, num_synthetic=small + more, **settings)
+    assert len(fewer) <= small
+    assert set(fewer) <= set(larger)
+    empty = sum(one.is_background for one in pictures if one.image_id in larger)
+    assert empty <= limit * (num_real + len(larger)) + 1e-6
+    if backgrounds == 0:
+        assert len(fewer) == min(small, animals)
