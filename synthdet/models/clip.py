@@ -1,0 +1,157 @@
+"""CLIP's image tower: pictures to embeddings.
+
+Any transformers CLIP checkpoint, by hub id or folder, whole (`CLIPModel`) or the image tower alone
+(`CLIPVisionModelWithProjection`). The text tower is never loaded.
+
+Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from synthdet.errors import SynthdetError
+from synthdet.models.devices import resolve_device
+from synthdet.models.protocols import Picture
+
+
+class ClipEmbedder:
+    """Embeds pictures with a CLIP image tower, in float32.
+
+    The checkpoint's own image processor says how pictures are resized, cropped and normalised; the
+    work is done here with Pillow, one picture at a time, equal to the processor's within rounding.
+
+    Args:
+        model: Hub id or folder of a transformers CLIP.
+        batch_size: Pictures a forward pass.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        SynthdetError: There is no such checkpoint, or it is not a whole CLIP.
+    """
+
+    def __init__(self, model: str | Path, *, batch_size: int, device: str) -> None:
+        self._batch_size = batch_size
+        self._device = torch.device(resolve_device(device))
+        with _quiet():
+            try:
+                self._processor = transformers.AutoImageProcessor.from_pretrained(model)
+                tower = _load_tower(model)
+            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+                raise SynthdetError(
+                    f"filter.model: {model} cannot be loaded as a CLIP ({_first_line(error)}): "
+                    "name a hub id or a folder with config.json, preprocessor_config.json and model.safetensors"
+                ) from error
+        self._tower = tower.to(self._device).eval().requires_grad_(False)
+
+    def embed(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
+        """Embed pictures.
+
+        Args:
+            pictures: ``uint8`` arrays ``(height, width, 3)`` in RGB order, of any sizes.
+
+        Returns:
+            ``(len(pictures), dimensions)``, each row of length 1.
+        """
+        parts = [
+            self._embed_batch(pictures[start : start + self._batch_size])
+            for start in range(0, len(pictures), self._batch_size)
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float32)
+
+    def prepare(self, picture: Picture) -> NDArray[np.float32]:
+        """What the tower sees of a picture: resized, cropped, normalised.
+
+        Args:
+            picture: ``uint8``, ``(height, width, 3)``, RGB.
+
+        Returns:
+            ``(3, side, side)``.
+        """
+        processor = self._processor
+        image = Image.fromarray(picture)
+        if processor.do_resize:
+            size = _target_size(image.size, processor.size)
+            image = image.resize(size, resample=Image.Resampling(int(processor.resample)))
+        if processor.do_center_crop:
+            image = _crop_centre(image, processor.crop_size)
+        pixels: Any = np.asarray(image, dtype=np.float32)
+        if processor.do_rescale:
+            pixels = pixels * processor.rescale_factor
+        if processor.do_normalize:
+            pixels = (pixels - np.array(processor.image_mean)) / np.array(processor.image_std)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
+
+    @torch.inference_mode()
+    def _embed_batch(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
+        pixels = torch.from_numpy(np.stack([self.prepare(picture) for picture in pictures]))
+        embeddings = self._tower(pixel_values=pixels.to(self._device)).image_embeds
+        normalised = torch.nn.functional.normalize(embeddings, dim=-1)
+        return np.asarray(normalised.cpu().numpy(), dtype=np.float32)
+
+
+def _load_tower(model: str | Path) -> Any:
+    config = transformers.AutoConfig.from_pretrained(model)
+    if config.model_type == "clip":
+        # The width of the embedding stands on the whole model; its image part has a default of its own.
+        vision = config.vision_config
+        vision.projection_dim = config.projection_dim
+    elif config.model_type == "clip_vision_model":
+        vision = config
+    else:
+        raise ValueError(f"its config.json says {config.model_type}")
+    tower, report = transformers.CLIPVisionModelWithProjection.from_pretrained(
+        model, config=vision, dtype=torch.float32, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        raise ValueError(f"weights are missing: {sorted(report['missing_keys'])[0]} and others")
+    return tower
+
+
+def _target_size(size_wh: tuple[int, int], wanted: Any) -> tuple[int, int]:
+    """Size after resizing: both sides given, or the shorter one."""
+    if wanted.get("shortest_edge") is None:
+        return int(wanted["width"]), int(wanted["height"])
+    side = int(wanted["shortest_edge"])
+    width, height = size_wh
+    if width <= height:
+        return side, int(side * height / width)
+    return int(side * width / height), side
+
+
+def _crop_centre(image: Image.Image, wanted: Any) -> Image.Image:
+    """Cut the middle out; what lies outside the picture is black."""
+    width, height = int(wanted["width"]), int(wanted["height"])
+    # Rounded towards zero, as transformers does for pictures on either side of the size.
+    left, top = int((image.width - width) / 2), int((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from listing the text tower's weights as unexpected."""
+    verbosity = transformers_logging.get_verbosity()
+    had_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bar:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", maxsplit=1)[0].rstrip(".:")
