@@ -203,10 +203,15 @@ class ManifestEntry(Record):
 
 
 class Verdict(Record):
-    """A line of ``curation.jsonl``: what a person decided about a picture. The last line counts."""
+    """A line of ``curation.jsonl``: what a person decided about a picture. The last line counts.
+
+    ``boxes`` are the true ones, as the person left them; without them the label's stand. ``sha256``
+    is of the picture that was judged: on another picture of that id the verdict does not count.
+    """
 
     image_id: str
     verdict: Literal["accept", "reject"]
     boxes: tuple[Box, ...] | None = None
+    sha256: str | None = None
     by: str
     at: str
