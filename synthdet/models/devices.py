@@ -1,6 +1,10 @@
-"""Where the networks run."""
+"""Where the networks run, in which precision, and what happens when memory runs out."""
 
 from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -20,3 +24,46 @@ def resolve_device(name: str) -> str:
             "device: cuda was asked for and this machine has none: set device to auto"
         )
     return name
+
+
+def resolve_dtype(mixed_precision: str, device: str) -> torch.dtype:
+    """The type of the frozen weights and of the forward pass.
+
+    Args:
+        mixed_precision: "no", "fp16" or "bf16".
+        device: "cpu" or "cuda".
+
+    Raises:
+        SynthdetError: The device cannot do it; says what it can.
+    """
+    if mixed_precision == "no":
+        return torch.float32
+    if mixed_precision == "fp16":
+        if device == "cpu":
+            raise SynthdetError("mixed_precision: fp16 needs a GPU: on a CPU set it to no")
+        return torch.float16
+    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise SynthdetError(
+            f"mixed_precision: {torch.cuda.get_device_name()} has no bf16: set it to fp16"
+        )
+    return torch.bfloat16
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn torch's ways of running out of memory into `MemoryError`, with the memory freed."""
+    message = None
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        message = str(error)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        message = str(error)
+    # Raised outside the handlers: a chained error would keep the frames, and their tensors, alive.
+    if message is not None:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise MemoryError(message.strip().split("\n", maxsplit=1)[0])
