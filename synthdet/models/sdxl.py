@@ -1,0 +1,342 @@
+"""SDXL: the ordinary diffusers pipeline, loaded from anywhere, with a LoRA, in batches.
+
+Source: Podell et al., "SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis", 2023.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionXLPipeline
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor
+
+from synthdet.errors import SynthdetError
+from synthdet.models.devices import memory_errors, resolve_device, resolve_dtype
+from synthdet.models.protocols import Picture, PictureRequest
+
+_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+
+
+class Embedding(NamedTuple):
+    """What the UNet hears of a prompt: states ``(1, tokens, width)`` and the pooled ``(1, width)``."""
+
+    states: Tensor
+    pooled: Tensor
+
+
+class SdxlGenerator:
+    """Draws batches with an SDXL pipeline and, if given, a LoRA fused into it.
+
+    Each picture's noise comes from its own seed on the CPU. The same seeds in a batch of the same
+    shape give the same bytes on the same machine; in another shape rounding differs slightly.
+    Attention runs through torch's scaled dot product attention.
+
+    Args:
+        base_model: Hub id, folder or single ``.safetensors`` file of an SDXL model.
+        vae: Hub id, folder or file of a VAE to use instead of its own; None for its own.
+        lora: LoRA to fuse, safetensors in diffusers' or kohya's format; None for the base model.
+        lora_scale: Strength of the LoRA; 1 is as trained.
+        scheduler: Name of a diffusers scheduler class.
+        mixed_precision: "no", "fp16" or "bf16".
+        device: "auto", "cpu" or "cuda".
+        note: Hears what a person should know, such as a prompt that is cut.
+
+    Raises:
+        SynthdetError: A model, a LoRA or a scheduler that cannot be used; names it.
+        MemoryError: The model does not fit.
+    """
+
+    def __init__(
+        self,
+        base_model: str | Path,
+        *,
+        vae: str | None,
+        lora: Path | None,
+        lora_scale: float,
+        scheduler: str,
+        mixed_precision: str,
+        device: str,
+        note: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        self.scheduler = scheduler
+        self._device = resolve_device(device)
+        pipeline = load_pipeline(
+            base_model, vae=vae, dtype=resolve_dtype(mixed_precision, self._device)
+        )
+        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+        with memory_errors():
+            pipeline.to(self._device)
+        if lora is not None and lora_scale > 0:
+            fuse_lora(pipeline, lora, lora_scale)
+        # Decoding one picture at a time changes nothing but the peak of memory.
+        pipeline.vae.enable_slicing()
+        pipeline.set_progress_bar_config(disable=True)
+        self._pipeline = pipeline
+        self._note = note
+        self._embeddings: dict[str, Embedding] = {}
+
+    def generate(
+        self,
+        requests: Sequence[PictureRequest],
+        *,
+        width: int,
+        height: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+    ) -> list[Picture]:
+        """Draw one batch.
+
+        Args:
+            requests: Prompt, negative prompt and seed of each picture.
+            width: In pixels, a multiple of 8.
+            height: In pixels, a multiple of 8.
+            num_inference_steps: Denoising steps.
+            guidance_scale: Of classifier-free guidance; at most 1 is none.
+
+        Returns:
+            ``uint8`` arrays ``(height, width, 3)``, RGB, in the order of the requests.
+
+        Raises:
+            MemoryError: The batch does not fit; its memory is free again.
+        """
+        with memory_errors(), torch.inference_mode():
+            wanted = _stack([self._embed(request.prompt) for request in requests])
+            embeddings = {
+                "prompt_embeds": wanted.states,
+                "pooled_prompt_embeds": wanted.pooled,
+            }
+            if guidance_scale > 1:
+                unwanted = _stack([self._embed_negative(request, wanted) for request in requests])
+                embeddings["negative_prompt_embeds"] = unwanted.states
+                embeddings["negative_pooled_prompt_embeds"] = unwanted.pooled
+            drawn = self._pipeline(
+                **embeddings,
+                width=width,
+                height=height,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                generator=[torch.Generator("cpu").manual_seed(r.seed) for r in requests],
+                output_type="pt",
+            ).images
+            return _to_pictures(drawn)
+
+    def _embed(self, prompt: str) -> Embedding:
+        if prompt not in self._embeddings:
+            if (tokens := count_lost_tokens(self._pipeline, prompt)) > 0:
+                self._note(f"the model does not read the last {tokens} tokens of: {prompt}")
+            self._embeddings[prompt] = encode_prompt(self._pipeline, prompt, self._device)
+        return self._embeddings[prompt]
+
+    def _embed_negative(self, request: PictureRequest, like: Embedding) -> Embedding:
+        if not request.negative_prompt and guides_from_zeros(self._pipeline):
+            return Embedding(torch.zeros_like(like.states[:1]), torch.zeros_like(like.pooled[:1]))
+        return self._embed(request.negative_prompt)
+
+
+# --- shared with the LoRA trainer ------------------------------------------------------------------
+
+
+def load_pipeline(
+    base_model: str | Path, *, vae: str | None, dtype: torch.dtype
+) -> StableDiffusionXLPipeline:
+    """Load SDXL on the CPU, safetensors only, without watermark.
+
+    Args:
+        base_model: Hub id, folder in diffusers' layout, or single ``.safetensors`` file.
+        vae: Another VAE, likewise; None for the model's own.
+        dtype: Of all weights.
+
+    Raises:
+        SynthdetError: Not there, not readable, or not SDXL; one line that says which and why.
+    """
+    options: dict[str, Any] = {"dtype": dtype}
+    with _quiet():
+        if vae is not None:
+            options["vae"] = _load(AutoencoderKL, vae, setting="finetune.vae", dtype=dtype)
+        pipeline = _load(
+            StableDiffusionXLPipeline,
+            base_model,
+            setting="finetune.base_model",
+            add_watermarker=False,
+            **options,
+        )
+    if getattr(pipeline.unet.config, "addition_embed_type", None) != "text_time":
+        raise SynthdetError(
+            f"finetune.base_model: {base_model} is not an SDXL base model: name one, such as "
+            "stabilityai/stable-diffusion-xl-base-1.0"
+        )
+    return pipeline
+
+
+def make_scheduler(name: str, like: Any) -> Any:
+    """A diffusers scheduler by class name, with the noise schedule of the model's own.
+
+    `DPMSolverMultistepScheduler` is DPM-Solver++ (2M) on Karras sigmas.
+    Source: Lu et al., "DPM-Solver++", 2022; Karras et al., "Elucidating the Design Space of
+    Diffusion-Based Generative Models", 2022, equation 5.
+
+    Raises:
+        SynthdetError: No such scheduler, or none for a model like SDXL.
+    """
+    kind: Any = getattr(diffusers, name, None)
+    if not _can_draw_sdxl(kind):
+        known = sorted(other.__name__ for other in like.compatibles if _can_draw_sdxl(other))
+        raise SynthdetError(
+            f"generate.scheduler: {name} is no diffusers scheduler for SDXL; "
+            f"there are {', '.join(known)}"
+        )
+    options = {"use_karras_sigmas": True} if name == "DPMSolverMultistepScheduler" else {}
+    try:
+        return kind.from_config(like.config, **options)
+    except ImportError as error:
+        raise SynthdetError(f"generate.scheduler: {name}: {_one_line(error)}") from error
+
+
+def _can_draw_sdxl(kind: Any) -> bool:
+    """A scheduler with betas; SDXL was not trained for flow matching and the like."""
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        return False
+    return "beta_schedule" in inspect.signature(kind).parameters
+
+
+def fuse_lora(pipeline: StableDiffusionXLPipeline, lora: Path, scale: float) -> None:
+    """Add a LoRA to the pipeline's weights: ``W + scale * (alpha / rank) * B A``.
+
+    Args:
+        pipeline: Changed in place.
+        lora: Safetensors in diffusers' or kohya's format.
+        scale: Strength.
+
+    Raises:
+        SynthdetError: Not there, not safetensors, or made for another model.
+    """
+    if not lora.is_file():
+        raise SynthdetError(f"the LoRA {lora} is missing")
+    if lora.suffix != ".safetensors":
+        raise SynthdetError(f"the LoRA {lora} is not a .safetensors file")
+    try:
+        with _quiet():
+            pipeline.load_lora_weights(
+                str(lora.parent), weight_name=lora.name, use_safetensors=True
+            )
+    except _LOADING_ERRORS as error:
+        raise SynthdetError(
+            f"the LoRA {lora} does not fit the base model: {_one_line(error)}"
+        ) from error
+    parts = sorted(pipeline.get_list_adapters())
+    if not parts:
+        raise SynthdetError(f"the LoRA {lora} has nothing for this base model")
+    pipeline.fuse_lora(components=parts, lora_scale=scale, safe_fusing=True)
+    pipeline.unload_lora_weights()
+
+
+def encode_prompt(pipeline: StableDiffusionXLPipeline, prompt: str, device: str) -> Embedding:
+    """One prompt through both text encoders, as the pipeline itself does it."""
+    with _quiet(), torch.no_grad():
+        states, _, pooled, _ = pipeline.encode_prompt(
+            prompt, device=device, do_classifier_free_guidance=False
+        )
+    return Embedding(states, pooled)
+
+
+def guides_from_zeros(pipeline: StableDiffusionXLPipeline) -> bool:
+    """Whether an empty negative prompt means zeros, as for SDXL base, or an encoded empty text."""
+    return bool(pipeline.config.force_zeros_for_empty_prompt)
+
+
+def count_lost_tokens(pipeline: StableDiffusionXLPipeline, prompt: str) -> int:
+    """Tokens at the end of a prompt that do not fit into what the text encoders read (77 in SDXL)."""
+    tokenizer = pipeline.tokenizer_2
+    with _quiet():
+        return max(0, len(tokenizer(prompt).input_ids) - int(tokenizer.model_max_length))
+
+
+def _load(kind: Any, source: str | Path, *, setting: str, **options: Any) -> Any:
+    path = Path(source).expanduser()
+    try:
+        if path.is_file():
+            if path.suffix != ".safetensors":
+                raise SynthdetError(f"{setting}: {path} is not a .safetensors file")
+            return kind.from_single_file(str(path), **options)
+        if not path.is_dir() and _is_path(str(source)):
+            raise SynthdetError(f"{setting}: there is no folder or file {source}")
+        where = str(path) if path.is_dir() else str(source)
+        return kind.from_pretrained(where, use_safetensors=True, **options)
+    except _LOADING_ERRORS as error:
+        raise SynthdetError(f"{setting}: {source} {_explain(error)}") from error
+
+
+def _is_path(source: str) -> bool:
+    """Whether a name can only be a local path: a hub id is ``owner/name``."""
+    return source.startswith((".", "/", "~")) or source.count("/") != 1
+
+
+def _explain(error: BaseException) -> str:
+    """Why a model could not be loaded, and what to do, in one line."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    if any(isinstance(link, GatedRepoError) for link in chain):
+        return "is gated: accept its licence on its page, then `hf auth login`"
+    if any(isinstance(link, RepositoryNotFoundError) for link in chain):
+        return "is not on the hub (or private): check the name, or `hf auth login`"
+    if any(isinstance(link, OfflineModeIsEnabled | LocalEntryNotFoundError) for link in chain):
+        return (
+            "is not in the cache, and the hub cannot be reached: go online once, or name a folder"
+        )
+    if any(isinstance(link, ConnectionError) for link in chain):
+        return "cannot be fetched: the hub cannot be reached; name a folder instead"
+    return f"cannot be loaded as an SDXL model: {_one_line(error)}"
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and warnings of the libraries between our own."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    verbosities = [library.get_verbosity() for library in libraries]
+    bars = [library.is_progress_bar_enabled() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, verbosity, bar in zip(libraries, verbosities, bars, strict=True):
+            library.set_verbosity(verbosity)
+            if bar:
+                library.enable_progress_bar()
+
+
+def _stack(embeddings: Sequence[Embedding]) -> Embedding:
+    return Embedding(
+        torch.cat([embedding.states for embedding in embeddings]),
+        torch.cat([embedding.pooled for embedding in embeddings]),
+    )
+
+
+def _to_pictures(drawn: Tensor) -> list[Picture]:
+    """``(n, 3, height, width)`` in 0..1 to pictures; a NaN (float16 overflow) becomes black."""
+    pixels = torch.nan_to_num(drawn.float()).mul(255).round().clamp(0, 255).to(torch.uint8)
+    arrays: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return list(arrays)
