@@ -1,0 +1,310 @@
+"""Square crops of photos at one ground scale: around animals, which stay whole, and of background.
+
+All crops of a run have the same side in photo pixels, so that an animal in one tile is as large as
+the same animal in any other. Planned from records alone: no pixel is read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthdet.core.boxes import area, intersection, to_crop
+from synthdet.core.records import XYXY, Box
+
+MAX_ENLARGEMENT: Final = 2.0
+SLIVER: Final = 0.05
+"""An animal of which at most this share of the box reaches into a crop counts as outside it."""
+SMALL_PHOTOS: Final = 10.0
+"""With `scale: auto`, at most this percentage of the photos may be smaller than a crop."""
+_POSITIONS: Final = 48
+"""Regularly spaced crop positions that are tried along each axis, besides those beside boxes."""
+_MAX_POSITIONS: Final = 112
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """The ground scale of a run.
+
+    Attributes:
+        crop_side: Side of a crop, in photo pixels.
+        scale: Tile pixels a photo pixel: resolution / crop_side.
+        reason: How it came about, for people.
+    """
+
+    crop_side: int
+    scale: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A planned crop.
+
+    Attributes:
+        xyxy: In whole pixels of the photo. Reaches over the right or lower edge where the photo is
+            smaller than a crop.
+        animals: Positions, in the photo's list, of the boxes that are in it, all of them whole.
+    """
+
+    xyxy: tuple[int, int, int, int]
+    animals: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class ObjectCrops:
+    """Crops around the animals of one photo, and the animals that no crop could take.
+
+    Attributes:
+        crops: The crops.
+        too_large: Positions of animals longer than a crop.
+        crowded: Positions of animals that no crop holds without cutting another animal.
+    """
+
+    crops: list[Crop] = field(default_factory=list)
+    too_large: list[int] = field(default_factory=list)
+    crowded: list[int] = field(default_factory=list)
+
+
+def plan_ground(
+    longer_sides: Sequence[float],
+    photo_sizes: Sequence[tuple[int, int]],
+    *,
+    resolution: int,
+    animal_fraction: float,
+    scale: float | None,
+) -> Ground:
+    """The run's ground scale.
+
+    Without a given scale, the median animal is ``animal_fraction`` of a tile, but photos are never
+    enlarged more than `MAX_ENLARGEMENT` times, and a crop is not larger than nine in ten photos.
+
+    Args:
+        longer_sides: Longer side of every train box, in photo pixels.
+        photo_sizes: Width and height of every photo.
+        resolution: Side of a tile in pixels.
+        animal_fraction: In 0..1.
+        scale: Tile pixels a photo pixel; None to choose.
+
+    Examples:
+        >>> plan_ground([30, 40, 50], [(640, 480)], resolution=128, animal_fraction=0.25, scale=None)
+        Ground(crop_side=160, scale=0.8, reason='the median animal (40 px) is 0.25 of a tile')
+    """
+    if scale is not None:
+        side, reason = max(1, round(resolution / scale)), "prepare.scale"
+        return Ground(side, resolution / side, reason)
+    median = float(np.median(longer_sides)) if len(longer_sides) else float(resolution)
+    side = max(1, round(median / animal_fraction))
+    reason = f"the median animal ({median:.0f} px) is {animal_fraction:g} of a tile"
+    shorter = [min(size) for size in photo_sizes]
+    room = math.floor(np.percentile(shorter, SMALL_PHOTOS)) if shorter else side
+    if side > room:
+        side, reason = max(1, room), f"a crop is as large as the photos ({room} px)"
+    smallest = math.ceil(resolution / MAX_ENLARGEMENT)
+    if side < smallest:
+        side, reason = smallest, f"photos are enlarged {resolution / smallest:g} times, not more"
+    return Ground(side, resolution / side, reason)
+
+
+def rng_for(seed: int, name: str) -> np.random.Generator:
+    """A generator of its own for a photo, whatever the other photos are."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
+
+
+def plan_object_crops(
+    boxes: Sequence[Box],
+    width: int,
+    height: int,
+    side: int,
+    *,
+    views: int,
+    rng: np.random.Generator,
+) -> ObjectCrops:
+    """Crops that together hold every animal of a photo that can be held whole, each in one crop.
+
+    The crops of the first view never share an animal, so that none is counted twice; further views
+    (train only) hold the same animal again, at another offset. A position that would cut an animal is
+    not used.
+
+    Args:
+        boxes: The animals, in pixels of the photo.
+        width: Of the photo.
+        height: Of the photo.
+        side: Of a crop, in photo pixels.
+        views: Crops around each animal or cluster.
+        rng: Draws among the good positions.
+    """
+    planned = ObjectCrops()
+    covered: set[int] = set()
+    order = sorted(range(len(boxes)), key=lambda number: (boxes[number].xyxy[1::-1], number))
+    edges = np.array([box.xyxy for box in boxes], dtype=np.float64).reshape(-1, 4)
+    for animal in order:
+        if animal in covered:
+            continue
+        x1, y1, x2, y2 = boxes[animal].xyxy
+        if math.ceil(x2) - math.floor(x1) > side or math.ceil(y2) - math.floor(y1) > side:
+            planned.too_large.append(animal)
+            continue
+        positions, holds = _positions(edges, animal, width, height, side, rng)
+        free = ~holds[:, sorted(covered)].any(axis=1)
+        positions, holds = positions[free], holds[free]
+        if not len(positions):
+            planned.crowded.append(animal)
+            continue
+        counts = holds.sum(axis=1)
+        best = int(np.argmax(counts))  # the first of the best: positions come shuffled
+        covered.update(np.flatnonzero(holds[best]).tolist())
+        planned.crops.append(_crop(positions[best], side, holds[best]))
+        for _view in range(1, views):
+            used = np.array(
+                [crop.xyxy[:2] for crop in planned.crops if animal in crop.animals], dtype=np.int64
+            )
+            away = np.abs(positions[:, None, :] - used[None, :, :]).max(axis=2).min(axis=1)
+            other = int(np.argmax(np.minimum(away, side // 4)))
+            if away[other] < max(1, side // 16):
+                break  # no room for another look
+            planned.crops.append(_crop(positions[other], side, holds[other]))
+    return planned
+
+
+def plan_background_crops(
+    boxes: Sequence[Box], width: int, height: int, side: int, *, rng: np.random.Generator
+) -> list[Crop]:
+    """Crops of a photo that touch no animal and do not overlap, in random order."""
+    columns, rows = max(1, width // side), max(1, height // side)
+    x0 = int(rng.integers(0, max(0, width - columns * side) + 1))
+    y0 = int(rng.integers(0, max(0, height - rows * side) + 1))
+    crops = []
+    for number in rng.permutation(columns * rows).tolist():
+        x, y = x0 + side * (number % columns), y0 + side * (number // columns)
+        xyxy = (x, y, x + side, y + side)
+        if not any(intersection(box.xyxy, xyxy) for box in boxes):
+            crops.append(Crop(xyxy, ()))
+    return crops
+
+
+def num_background(num_object_crops: int, num_photos: int, fraction: float) -> int:
+    """Background crops that make up ``fraction`` of all; one a photo where there are no animals.
+
+    Examples:
+        >>> num_background(80, 10, 0.2), num_background(0, 3, 0.2), num_background(80, 10, 0)
+        (20, 3, 0)
+    """
+    if fraction == 0:
+        return 0
+    return round(num_object_crops * fraction / (1 - fraction)) if num_object_crops else num_photos
+
+
+def take_in_turn(offers: Sequence[Sequence[Crop]], wanted: int) -> list[list[Crop]]:
+    """Choose up to ``wanted`` crops: the first of every photo, then the second of every photo, ...
+
+    Returns:
+        The chosen crops of each photo, in order.
+    """
+    chosen: list[list[Crop]] = [[] for _ in offers]
+    for turn in range(max((len(offer) for offer in offers), default=0)):
+        for own, offer in zip(chosen, offers, strict=True):
+            if turn < len(offer) and wanted > 0:
+                own.append(offer[turn])
+                wanted -= 1
+    return chosen
+
+
+def tile_boxes(boxes: Sequence[Box], crop: Crop, scale: float) -> tuple[Box, ...]:
+    """The boxes of a crop in pixels of its tile."""
+    return tuple(to_crop(boxes[number], crop.xyxy, scale) for number in crop.animals)
+
+
+def visible_share(box: XYXY, crop: XYXY) -> float:
+    """Share of a box's area that lies in a crop, in 0..1.
+
+    Examples:
+        >>> visible_share((90, 0, 110, 10), (0, 0, 100, 100))
+        0.5
+    """
+    return intersection(box, crop) / max(area(box), 1e-12)
+
+
+def _crop(position: NDArray[np.int64], side: int, holds: NDArray[np.bool_]) -> Crop:
+    x, y = int(position[0]), int(position[1])
+    return Crop((x, y, x + side, y + side), tuple(np.flatnonzero(holds).tolist()))
+
+
+def _positions(
+    edges: NDArray[np.float64],
+    animal: int,
+    width: int,
+    height: int,
+    side: int,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Crop positions ``(n, 2)`` that hold an animal and cut none, shuffled, and what each holds.
+
+    Returns:
+        Positions (x, y of the upper left corner) and a table ``(n, boxes)`` of the boxes inside.
+    """
+    own = edges[animal]
+    near = np.flatnonzero(
+        (edges[:, 2] > own[2] - side)
+        & (edges[:, 0] < own[0] + side)
+        & (edges[:, 3] > own[3] - side)
+        & (edges[:, 1] < own[1] + side)
+    )
+    xs = _axis(edges[near][:, [0, 2]], own[[0, 2]], width, side, rng)
+    ys = _axis(edges[near][:, [1, 3]], own[[1, 3]], height, side, rng)
+    share_x, inside_x = _overlap(xs, edges[near][:, [0, 2]], side)
+    share_y, inside_y = _overlap(ys, edges[near][:, [1, 3]], side)
+    inside = inside_x[:, None, :] & inside_y[None, :, :]
+    cut = ~inside & (share_x[:, None, :] * share_y[None, :, :] > SLIVER)
+    good = np.argwhere(~cut.any(axis=2))
+    good = good[rng.permutation(len(good))]
+    holds = np.zeros((len(good), len(edges)), dtype=np.bool_)
+    holds[:, near] = inside[good[:, 0], good[:, 1]]
+    return np.stack([xs[good[:, 0]], ys[good[:, 1]]], axis=1), holds
+
+
+def _axis(
+    spans: NDArray[np.float64],
+    own: NDArray[np.float64],
+    length: int,
+    side: int,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Whole positions along one axis from which a crop holds the span ``own``.
+
+    Regularly spaced ones, and those at which another box just enters or just leaves the crop.
+    """
+    low = max(0, math.ceil(own[1]) - side)
+    high = min(math.floor(own[0]), max(0, length - side))
+    low = min(low, high)
+    beside = np.concatenate(
+        [
+            np.floor(spans[:, 0]),
+            np.ceil(spans[:, 1]),
+            np.ceil(spans[:, 1]) - side,
+            np.floor(spans[:, 0]) - side,
+        ]
+    )
+    beside = np.unique(beside[(beside >= low) & (beside <= high)].astype(np.int64))
+    regular = np.unique(np.linspace(low, high, _POSITIONS).round().astype(np.int64))
+    if len(beside) > _MAX_POSITIONS - _POSITIONS:
+        beside = rng.choice(beside, _MAX_POSITIONS - _POSITIONS, replace=False)
+    return np.union1d(regular, beside)
+
+
+def _overlap(
+    starts: NDArray[np.int64], spans: NDArray[np.float64], side: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Share of each span inside each crop, and whether it is wholly inside: ``(starts, spans)``."""
+    left = np.maximum(starts[:, None], spans[None, :, 0])
+    right = np.minimum(starts[:, None] + side, spans[None, :, 1])
+    share = np.maximum(0, right - left) / np.maximum(spans[:, 1] - spans[:, 0], 1e-9)
+    inside = (starts[:, None] <= spans[None, :, 0]) & (starts[:, None] + side >= spans[None, :, 1])
+    return share, inside
