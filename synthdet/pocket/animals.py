@@ -752,7 +752,7 @@ class Kind:
 
 
 KINDS: Final[dict[str, Kind]] = {
-    HUMPBACK: Kind("humpback whales", (46, 75), (0.0, 0.45), draw_humpback, social=True, weight=0),
+    HUMPBACK: Kind("humpback whales", (46, 75), (0.0, 0.4), draw_humpback, social=True, weight=0),
     "orca": Kind("orcas", (38, 68), (0.0, 0.25), draw_orca, social=True, weight=1.3),
     "beluga": Kind("belugas", (32, 58), (0.0, 0.5), draw_beluga, social=True, weight=1.1),
     "dolphin": Kind("dolphins", (24, 44), (0.0, 0.3), draw_dolphin, social=True, weight=1.2),
@@ -793,7 +793,7 @@ def draw_thing(
     bend = 0.0 if kind.afloat else float(np.clip(rng.normal(0.0, 0.35), -0.8, 0.8))
     dive = 0.0
     if kind.social and rng.random() < (0.25 if name == HUMPBACK else 0.12):
-        dive = rng.uniform(0.4, 1.3) * rng.choice((-1.0, 1.0))
+        dive = rng.uniform(0.3, 1.0) * rng.choice((-1.0, 1.0))
     pen = Pen(length, heading, bend=bend, depth=depth, dive=dive, sun=sun, reach=kind.reach)
     kind.draw(pen, rng)
     return pen.finish(rng, round_body=0.0 if kind.afloat else 1.0)

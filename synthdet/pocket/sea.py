@@ -65,7 +65,7 @@ _Window = tuple[slice, slice]  # rows, columns
 _COUNTS: Final = ("one", "two", "three")
 _OPEN_WATER_WEIGHT: Final = 0.8
 _MIN_VISIBLE: Final = 0.4  # a thing cut by the picture's edge more than this is moved inwards
-_MIN_MASK_PIXELS: Final = 24
+_MIN_MASK_PIXELS: Final = 40  # fewer are a speck, not a thing that a person would box
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +261,7 @@ def _draw_conditions(
         wavelength=rng.uniform(18.0, 48.0),
         sun=(float(np.cos(bearing)), float(np.sin(bearing))),
         glint=rng.uniform(0.25, 1.0) if rng.random() < 0.33 else 0.0,
-        turbidity=rng.uniform(0.75, 1.3),
+        turbidity=rng.uniform(0.7, 1.2),
         exposure=rng.uniform(0.88, 1.15),
         warmth=rng.uniform(-1.0, 1.0),
         gradient=rng.uniform(0.0, 0.16),
@@ -285,7 +285,7 @@ def _waves(
     along = (kx * np.cos(conditions.wind) + ky * np.sin(conditions.wind)) ** 2 / square
     longest = np.float32((1.0 / (conditions.wavelength * conditions.altitude**-1)) ** 2)
     shortest = np.float32((1.0 / 4.5) ** 2)
-    size = (0.12 + along) * square**-1.05 * np.exp(-longest / square - square / shortest)
+    size = (0.04 + along**2) * square**-1.05 * np.exp(-longest / square - square / shortest)
     size[0, 0] = 0.0
     phase = rng.standard_normal((2, rows, kx.shape[1]), dtype=np.float32)
     spectrum = (size * (phase[0] + 1j * phase[1])).astype(np.complex64)
@@ -360,7 +360,8 @@ def _place(
 ) -> _Placed | None:
     """Find room for a sprite, beside ``near`` or anywhere; None if 24 tries found none."""
     mask = _visible_mask(sprite, conditions)
-    if int(mask.sum()) < _MIN_MASK_PIXELS:
+    pixels = int(mask.sum())
+    if pixels < _MIN_MASK_PIXELS:
         return None
     height, width = taken.shape
     half = len(mask) / 2
@@ -375,7 +376,7 @@ def _place(
             x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
         left, top = round(x - half), round(y - half)
         share, touching = _try_place(taken, mask, left, top)
-        wanted = _MIN_VISIBLE if cut_off else 0.8
+        wanted = max(_MIN_VISIBLE if cut_off else 0.8, _MIN_MASK_PIXELS / pixels)
         if share >= wanted and not touching:
             return _Placed(name, sprite, left, top, mask)
     return None
@@ -476,7 +477,7 @@ def _sink(water: Floats, things: list[_Placed], conditions: _Conditions) -> tupl
         under = water[in_picture]
         under *= 1.0 - coverage[..., None] * through
         under += thing.sprite.color[in_square] * through
-        dry = coverage * np.exp(-9.0 * depth)
+        dry = coverage * np.exp(-5.0 * depth)
         emerged[in_picture] = np.maximum(emerged[in_picture], dry)
     return water, emerged
 
@@ -505,7 +506,7 @@ def _foam(
         caps = np.clip((field - crest) / 0.5, 0.0, 1.0) * np.clip(0.9 + 0.4 * grain, 0.3, 1.0)
         caps = np.maximum(caps, 0.7 * cv2.GaussianBlur(caps, (0, 0), 1.8))
         foam = np.maximum(foam, caps)
-    return np.asarray(foam * (1.0 - 0.85 * emerged), dtype=np.float32)
+    return np.asarray(foam * (1.0 - emerged) ** 3, dtype=np.float32)
 
 
 def _paint(
@@ -536,7 +537,7 @@ def _paint(
     if conditions.glint:
         # A facet flashes when its slope halves the angle between sun and camera; the slope that
         # this needs grows with the distance from the spot where the sun would be mirrored.
-        far = 1.9 - 1.2 * _ramp(shape_hw, conditions.sun)
+        far = 2.1 - 1.2 * _ramp(shape_hw, conditions.sun)
         cross = slope_y * conditions.sun[0] - slope_x * conditions.sun[1]
         miss = (facing - far) ** 2 + 0.6 * cross**2
         flash = conditions.glint * np.exp(-miss / 0.22) * wet
