@@ -1,0 +1,240 @@
+"""One training loop for all four parts: seeded by the step, checkpointed, resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from synthdet.pocket.build_plan import Schedule
+
+StepLoss = Callable[[int, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a part is built."""
+
+    folder: Path
+    """Holds `checkpoint.pt`, `metrics.jsonl` and what the part exports on the way."""
+    device: torch.device
+    max_minutes: float | None = None
+    checkpoint_minutes: float = 3.0
+
+
+def step_generator(seed: int, part: str, step: int) -> torch.Generator:
+    """A CPU generator of its own for every step of every part."""
+    entropy = np.random.SeedSequence([seed, *part.encode(), step]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(entropy) >> 1)
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 in the forward pass: measured 1.6 to 2 times as fast on a recent CPU."""
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+class Averages:
+    """Exponential moving average of the parameters; buffers are taken as they are."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.shadow = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards the model; young averages follow faster."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        names = list(self.shadow)
+        parameters = dict(model.named_parameters())
+        torch._foreach_lerp_(
+            [self.shadow[name] for name in names],
+            [parameters[name].detach() for name in names],
+            1 - decay,
+        )
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """The model with the averages in it, in evaluation mode, for the length of the block."""
+        mine = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self._copy(model, self.shadow)
+        model.eval()
+        try:
+            yield
+        finally:
+            self._copy(model, mine)
+            model.train()
+
+    def give(self, model: nn.Module) -> None:
+        """Leave the averages in the model, which is done with training."""
+        self._copy(model, self.shadow)
+        model.eval()
+
+    @torch.no_grad()
+    def _copy(self, model: nn.Module, values: dict[str, Tensor]) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.copy_(values[name])
+
+
+@dataclass
+class Trained:
+    """A model after training, or after the minutes ran out."""
+
+    averages: Averages
+    step: int
+    """Steps done, in this and all earlier calls."""
+
+
+def train(
+    part: str,
+    model: nn.Module,
+    loss_of: StepLoss,
+    schedule: Schedule,
+    place: Workplace,
+    *,
+    seed: int,
+    on_checkpoint: Callable[[Trained], None] | None = None,
+) -> Trained:
+    """Train up to `schedule.steps`, going on from the newest checkpoint.
+
+    Args:
+        part: Name of the part; its steps have generators of their own.
+        model: All that is trained, as one module.
+        loss_of: Loss of a step from its number and its generator, a pure function of both and of
+            the model.
+        schedule: Steps and rates.
+        place: Folder, device and minutes.
+        seed: Of the whole build.
+        on_checkpoint: Called after every written checkpoint, the last one included.
+    """
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=schedule.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=schedule.weight_decay,
+    )
+    trained = Trained(Averages(model, schedule.ema), 0)
+    checkpoint = place.folder / "checkpoint.pt"
+    if checkpoint.exists():
+        trained.step = _load(checkpoint, model, optimizer, trained.averages, place.device)
+    started = saved = logged = time.monotonic()
+    losses: list[Tensor] = []
+    model.train()
+    while trained.step < schedule.steps:
+        step = trained.step
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(step)
+        with autocast(place.device):
+            loss = loss_of(step, step_generator(seed, part, step))
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        trained.averages.update(model, step)
+        trained.step = step + 1
+        losses.append(loss.detach())
+        now = time.monotonic()
+        if trained.step % 50 == 0:
+            mean = torch.stack(losses).mean().item()
+            _log(
+                place.folder, part, trained.step, schedule.steps, mean, (now - logged) / len(losses)
+            )
+            losses, logged = [], now
+        if now - saved > place.checkpoint_minutes * 60:
+            _save(checkpoint, model, optimizer, trained)
+            if on_checkpoint is not None:
+                on_checkpoint(trained)
+            saved = time.monotonic()
+        if place.max_minutes is not None and now - started > place.max_minutes * 60:
+            break
+    _save(checkpoint, model, optimizer, trained)
+    if on_checkpoint is not None:
+        on_checkpoint(trained)
+    return trained
+
+
+def _log(folder: Path, part: str, step: int, steps: int, loss: float, seconds: float) -> None:
+    line = {"step": step, "loss": round(loss, 5), "seconds_per_step": round(seconds, 3)}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    left = (steps - step) * seconds / 60
+    print(
+        f"{part:5} {step:6d}/{steps}  loss {loss:.4f}  {seconds:.2f} s a step, {left:.0f} min left",
+        flush=True,
+    )
+
+
+def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, trained: Trained) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    torch.save(
+        {
+            "step": trained.step,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "averages": trained.averages.shadow,
+        },
+        partial,
+    )
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _load(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averages: Averages,
+    device: torch.device,
+) -> int:
+    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    averages.shadow = state["averages"]
+    return int(state["step"])
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put a finished folder in a place where another may stand; readers see one or the other."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    old = target.with_name(f".{target.name}.old")
+    if old.exists():
+        shutil.rmtree(old)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(new, target)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def turn(pictures: Tensor, symmetry: int) -> Tensor:
+    """One of the eight symmetries of the square, of `(..., height, width)`; 0 is none.
+
+    The quarter turns come after a mirror for 4 to 7.
+    """
+    if symmetry >= 4:
+        pictures = pictures.flip(-1)
+    return torch.rot90(pictures, symmetry % 4, (-2, -1))
+
+
+def turn_box(
+    box: tuple[float, float, float, float], symmetry: int, size: float
+) -> tuple[float, float, float, float]:
+    """The same for an xyxy box in a square of side `size`."""
+    x1, y1, x2, y2 = box
+    if symmetry >= 4:
+        x1, x2 = size - x2, size - x1
+    for _ in range(symmetry % 4):
+        # A quarter turn against the clock sends column x to row size - x.
+        x1, y1, x2, y2 = y1, size - x2, y2, size - x1
+    return x1, y1, x2, y2

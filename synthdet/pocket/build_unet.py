@@ -1,0 +1,283 @@
+"""The pocket SDXL: a UNet with `text_time` conditioning, and its two text encoders, trained together.
+
+Min-SNR weighting (Hang et al., 2023, section 3.4), stratified timesteps, caption dropout as SDXL has it,
+an average of the weights, and a larger weight of the loss inside the animals' boxes.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from synthdet.pocket.build_plan import BuildPlan
+from synthdet.pocket.build_scenes import Annotation, batch_indices
+from synthdet.pocket.build_text import text_config, token_ids
+from synthdet.pocket.build_training import Trained, Workplace, step_generator, train, turn
+
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+}
+"""SDXL's own."""
+
+
+class Denoiser(nn.Module):
+    """UNet and text encoders as one module, so that one loop trains, averages and keeps them."""
+
+    def __init__(self, plan: BuildPlan, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        torch.manual_seed(plan.seed)  # The builder owns its process.
+        text, unet = plan.text, plan.unet
+        self.unet = UNet2DConditionModel(
+            sample_size=plan.scenes.size // 4,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=unet.channels,
+            layers_per_block=unet.layers,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            # diffusers takes the number of heads under this name, as SDXL's own config does.
+            attention_head_dim=tuple(c // unet.head_width for c in unet.channels),
+            transformer_layers_per_block=1,
+            cross_attention_dim=2 * text.width,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=unet.time_id_width,
+            projection_class_embeddings_input_dim=6 * unet.time_id_width + text.width,
+            norm_num_groups=unet.norm_groups,
+        )
+        self.text_encoder = CLIPTextModel(text_config(tokenizer, text))
+        self.text_encoder_2 = CLIPTextModelWithProjection(text_config(tokenizer, text))
+
+    def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Words as the SDXL pipeline reads them: states `(n, length, 2 width)`, pooled `(n, width)`."""
+        one = self.text_encoder(ids, output_hidden_states=True)
+        two = self.text_encoder_2(ids, output_hidden_states=True)
+        states = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1)
+        return states, two.text_embeds
+
+
+@dataclass(frozen=True)
+class LatentScenes:
+    """What the UNet is trained on: latents, captions as ids, and where the animals are."""
+
+    latents: NDArray[np.float16]
+    ids: Tensor
+    masks: NDArray[np.bool_]
+    """`(n, size / 4, size / 4)`: inside a box."""
+
+
+def box_masks(annotations: Sequence[Annotation], size: int) -> NDArray[np.bool_]:
+    """Cells of the latents inside any box, `(n, size / 4, size / 4)`."""
+    masks = np.zeros((len(annotations), size // 4, size // 4), dtype=bool)
+    for mask, annotation in zip(masks, annotations, strict=True):
+        for x1, y1, x2, y2 in annotation.boxes:
+            rows = slice(int(y1 // 4), int(np.ceil(y2 / 4)))
+            mask[rows, int(x1 // 4) : int(np.ceil(x2 / 4))] = True
+    return masks
+
+
+def _crop(generator: torch.Generator, fraction: float, size: int) -> tuple[int, int, int, int]:
+    """Top, left, height, width of a crop of a picture in pixels, mostly the whole of it."""
+    if torch.rand((), generator=generator).item() >= fraction:
+        return 0, 0, size, size
+    step = 32 if size >= 96 else 16
+    shapes = [(size, size - step), (size - step, size), (size - step, size - step)]
+    height, width = shapes[int(torch.randint(3, (), generator=generator))]
+    # Whole cells of the UNet's coarsest level (16 pixels), so that crops fit it.
+    top = 16 * int(torch.randint((size - height) // 16 + 1, (), generator=generator))
+    left = 16 * int(torch.randint((size - width) // 16 + 1, (), generator=generator))
+    return top, left, height, width
+
+
+class DenoisingLoss:
+    """Loss of a step, a pure function of the step, its generator and the model."""
+
+    def __init__(
+        self,
+        plan: BuildPlan,
+        model: Denoiser,
+        data: LatentScenes,
+        tokenizer: CLIPTokenizer,
+        device: torch.device,
+    ) -> None:
+        self.plan, self.model, self.data, self.device = plan, model, data, device
+        self.empty = token_ids(tokenizer, [""])
+        self.noiser = DDPMScheduler(**SCHEDULE)
+        alphas = self.noiser.alphas_cumprod
+        self.snr = alphas / (1 - alphas)
+
+    def __call__(self, step: int, generator: torch.Generator) -> Tensor:
+        """Loss of a training step."""
+        schedule = self.plan.unet.schedule
+        indices = batch_indices(
+            self.plan.seed, "unet", step, schedule.batch, len(self.data.latents)
+        )
+        return self.of(indices, generator)
+
+    def of(self, indices: NDArray[np.int64], generator: torch.Generator) -> Tensor:
+        """Loss of the scenes of these indices."""
+        plan, count = self.plan.unet, len(indices)
+        symmetry = int(torch.randint(8, (), generator=generator))
+        top, left, height, width = _crop(generator, plan.crop_fraction, self.plan.scenes.size)
+        rows, columns = slice(top // 4, (top + height) // 4), slice(left // 4, (left + width) // 4)
+        latents = turn(torch.from_numpy(self.data.latents[indices]).float(), symmetry)
+        latents = latents[..., rows, columns]
+        mask = turn(torch.from_numpy(self.data.masks[indices]).float()[:, None], symmetry)
+        weight = 1 + plan.animal_weight * mask[..., rows, columns]
+        noise = torch.randn(latents.shape, generator=generator)
+        # One timestep from each of `count` equal strata: less noise in the gradient.
+        strata = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
+        timesteps = (strata / count * 1000).long().clamp(0, 999)
+        weight = weight * (
+            self.snr[timesteps].clamp(max=plan.snr_gamma) / self.snr[timesteps]
+        ).view(-1, 1, 1, 1)
+        noisy = self.noiser.add_noise(latents, noise, timesteps).to(self.device)
+        states, pooled = self._read(self.data.ids[torch.from_numpy(indices)], generator)
+        size = self.plan.scenes.size
+        time_ids = torch.tensor([[size, size, top, left, height, width]] * count).float()
+        made = self.model.unet(
+            noisy,
+            timesteps.to(self.device),
+            states,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids.to(self.device)},
+        ).sample
+        error: Tensor = (made.float() - noise.to(self.device)) ** 2
+        weighted: Tensor = error * weight.to(self.device)
+        return weighted.mean()
+
+    def _read(self, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        # Without a negative prompt SDXL's pipeline guides away from zeros, with an empty one from
+        # its encoding: both must be known as "no caption".
+        dropout = self.plan.unet.caption_dropout
+        draw = torch.rand(len(ids), generator=generator)
+        ids = torch.where(
+            (draw >= dropout * 0.7)[:, None] & (draw < dropout)[:, None], self.empty, ids
+        )
+        states, pooled = self.model.read(ids.to(self.device))
+        kept = (draw >= dropout * 0.7).to(self.device)
+        return states * kept.view(-1, 1, 1), pooled * kept.view(-1, 1)
+
+
+def make_pipeline(
+    model: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer
+) -> StableDiffusionXLPipeline:
+    """The ordinary pipeline around a copy of the networks, in float32 on the CPU."""
+    copied = copy.deepcopy(model).float().cpu().eval()
+    scheduler = DPMSolverMultistepScheduler(
+        **SCHEDULE,
+        algorithm_type="dpmsolver++",
+        use_karras_sigmas=True,
+        timestep_spacing="trailing",
+    )
+    pipeline = StableDiffusionXLPipeline(
+        vae=copy.deepcopy(vae).float().cpu().eval(),
+        text_encoder=copied.text_encoder,
+        text_encoder_2=copied.text_encoder_2,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=copied.unet,
+        scheduler=scheduler,
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save_pipeline(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
+    """Ordinary SDXL folder; UNet and VAE in float16, the small text encoders in float32."""
+    pipeline.unet.half()
+    pipeline.vae.half()
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    pipeline.unet.float()
+    pipeline.vae.float()
+
+
+def draw(
+    pipeline: StableDiffusionXLPipeline,
+    prompts: Sequence[str],
+    *,
+    size: int,
+    seed: int = 0,
+    steps: int = 12,
+    guidance: float = 4.0,
+    batch: int = 8,
+) -> tuple[NDArray[np.uint8], float]:
+    """Pictures `(n, size, size, 3)`, a seed a picture, and the seconds a picture took."""
+    pictures: list[NDArray[np.uint8]] = []
+    started = time.perf_counter()
+    for start in range(0, len(prompts), batch):
+        part = list(prompts[start : start + batch])
+        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
+        made: Any = pipeline(
+            part,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generators,
+            height=size,
+            width=size,
+            output_type="np",
+        )
+        pictures.append((made.images * 255).round().astype(np.uint8))
+    return np.concatenate(pictures), (time.perf_counter() - started) / len(prompts)
+
+
+def validation_loss(
+    plan: BuildPlan,
+    model: Denoiser,
+    data: LatentScenes,
+    tokenizer: CLIPTokenizer,
+    device: torch.device,
+) -> float:
+    """Mean loss on held-out scenes with noise of its own, the same at every call."""
+    loss = DenoisingLoss(plan, model, data, tokenizer, device)
+    batch = min(16, len(data.latents))
+    values = []
+    with torch.no_grad():
+        for step, start in enumerate(range(0, len(data.latents) - batch + 1, batch)):
+            generator = step_generator(plan.seed, "unet-test", step)
+            values.append(loss.of(np.arange(start, start + batch), generator).item())
+    return float(np.mean(values))
+
+
+def train_unet(
+    plan: BuildPlan,
+    data: LatentScenes,
+    tokenizer: CLIPTokenizer,
+    place: Workplace,
+    on_checkpoint: Callable[[Denoiser, Trained], None],
+) -> tuple[Denoiser, Trained]:
+    """Train; `on_checkpoint` is called with the averages in the model, and it comes back so."""
+    model = Denoiser(plan, tokenizer).to(place.device)
+    loss = DenoisingLoss(plan, model, data, tokenizer, place.device)
+
+    def hand_over(trained: Trained) -> None:
+        with trained.averages.applied(model):
+            on_checkpoint(model, trained)
+
+    trained = train(
+        "unet", model, loss, plan.unet.schedule, place, seed=plan.seed, on_checkpoint=hand_over
+    )
+    trained.averages.give(model)
+    return model, trained

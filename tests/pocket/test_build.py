@@ -1,0 +1,235 @@
+"""The builder at toy size: seconds on one core, pictures of noise, but the ordinary formats."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from synthdet.errors import SynthdetError
+from synthdet.pocket import build_scenes, build_training, sea
+from synthdet.pocket.build import Build, build_part
+from synthdet.pocket.build_plan import ScenesPlan, Schedule, tiny_plan
+from synthdet.pocket.build_text import learn_merges, make_tokenizer, token_ids
+
+PLAN = tiny_plan()
+CAPTION = "aerial photo of two humpback whales in a deep blue sea, whitecaps"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the tiny products; YOLO in a child process, as ultralytics changes its process."""
+    cache = tmp_path_factory.mktemp("cache")
+    for part in ("vae", "clip", "unet"):
+        build_part(Build(PLAN, cache, threads=1, install_into=cache / "installed"), part)
+    subprocess.run(
+        [sys.executable, "-m", "synthdet.pocket.build", "--tiny", "--only", "yolo", "--threads", "1",
+         "--cache", str(cache)],
+        check=True, capture_output=True, env={**os.environ, "YOLO_CONFIG_DIR": str(cache)},
+    )  # fmt: skip
+    return cache
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in ("figures.json", "MODEL_CARD.md")  # seconds differ
+    }
+
+
+def test_sdxl_is_an_ordinary_pipeline_that_draws(built: Path) -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(built / "products" / "sdxl")
+    assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.float32}
+    assert pipeline.config.force_zeros_for_empty_prompt
+    pipeline.set_progress_bar_config(disable=True)
+    made = pipeline(CAPTION, height=64, width=96, num_inference_steps=2, output_type="np").images
+    assert made.shape == (1, 64, 96, 3)
+    assert np.isfinite(made).all()
+
+
+def test_the_installed_copy_is_the_product(built: Path) -> None:
+    assert files_of(built / "installed" / "sdxl") == files_of(built / "products" / "sdxl")
+    assert not list((built / "installed").glob(".*"))
+
+
+def test_clip_is_an_ordinary_clip(built: Path) -> None:
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+    folder = built / "products" / "clip"
+    model, processor = CLIPModel.from_pretrained(folder), CLIPImageProcessor.from_pretrained(folder)
+    scene = sea.render_scene(1, size_wh=(128, 96))
+    pixels = processor(scene.image, return_tensors="pt").pixel_values
+    assert pixels.shape == (1, 3, 96, 96)
+    for kind in (CLIPTokenizer, AutoTokenizer):
+        ids = token_ids(kind.from_pretrained(folder), [CAPTION])
+        assert ids.shape == (1, PLAN.text.max_length)
+        made = model(input_ids=ids, pixel_values=pixels)
+        assert torch.isfinite(made.logits_per_image).all()
+
+
+def test_the_builders_normalisation_is_the_processors(built: Path) -> None:
+    from transformers import CLIPImageProcessor
+
+    from synthdet.pocket.build_clip import normalise
+
+    image = sea.render_scene(2, size_wh=(96, 96)).image
+    processor = CLIPImageProcessor.from_pretrained(built / "products" / "clip")
+    theirs = processor(image, return_tensors="pt").pixel_values
+    assert torch.allclose(normalise(image[None], torch.device("cpu")), theirs, atol=1e-5)
+
+
+def test_yolo_is_a_state_dict_with_names(built: Path) -> None:
+    from safetensors.torch import load_file
+
+    folder = built / "products" / "yolo"
+    state = load_file(folder / "model.safetensors")
+    assert all(name.startswith("model.") for name in state)
+    names = json.loads((folder / "names.json").read_text())
+    assert tuple(names) == sea.BASE_CLASSES
+    assert state["model.23.cv3.0.2.weight"].shape[0] == len(names)
+    assert not list(folder.glob("*.pt"))
+
+
+@pytest.mark.parametrize("product", ["sdxl", "clip", "yolo"])
+def test_a_card_gives_the_figures(built: Path, product: str) -> None:
+    folder = built / "products" / product
+    figures = json.loads((folder / "figures.json").read_text())
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert figures["steps"] == 2
+    assert all(f"| {name} | {value} |" in card for name, value in figures.items())
+
+
+def test_interrupted_and_gone_on_gives_the_same_bits(tmp_path: Path) -> None:
+    schedule = Schedule(3, 2, 1e-3, warmup=1)
+    vae = dataclasses.replace(PLAN.vae, schedule=schedule)
+    plan = dataclasses.replace(PLAN, vae=vae)
+    whole, broken = (Build(plan, tmp_path / name, threads=1) for name in ("whole", "broken"))
+    build_part(whole, "vae")
+    steps = []
+    for _ in range(3):  # no minutes left: one step a call
+        steps.append(build_part(dataclasses.replace(broken, max_minutes=0.0), "vae")["steps"])
+        (broken.cache / "vae" / "checkpoint.part").write_bytes(b"cut off by kill -9")
+    assert steps == [1, 2, 3]
+    assert files_of(broken.cache / "vae" / "vae") == files_of(whole.cache / "vae" / "vae")
+
+
+def test_the_unet_goes_on_too(tmp_path: Path, built: Path) -> None:
+    folders = []
+    for name, minutes in (("whole", (None,)), ("broken", (0.0, 0.0))):
+        cache = tmp_path / name
+        (cache / "vae").mkdir(parents=True)
+        (cache / "vae" / "vae").symlink_to(built / "vae" / "vae")
+        (cache / "scenes").symlink_to(built / "scenes")
+        for limit in minutes:
+            build_part(Build(PLAN, cache, threads=1, max_minutes=limit), "unet")
+        folders.append(cache / "products" / "sdxl" / "unet")
+    assert files_of(folders[0]) == files_of(folders[1])
+
+
+def test_the_unet_needs_the_vae(tmp_path: Path) -> None:
+    with pytest.raises(SynthdetError, match="vae is missing: build the part vae first"):
+        build_part(Build(PLAN, tmp_path, threads=1), "unet")
+
+
+def test_no_humpback_enters_the_base_world(built: Path, monkeypatch: pytest.MonkeyPatch,
+                                           tmp_path: Path) -> None:  # fmt: skip
+    asked: list[tuple[int, str | None]] = []
+    real = sea.render_scene
+
+    def spy(seed: int, *, size_wh: tuple[int, int], subject: str | None) -> sea.Scene:
+        asked.append((seed, subject))
+        return real(seed, size_wh=size_wh, subject=subject)
+
+    monkeypatch.setattr(sea, "render_scene", spy)
+    base = build_scenes.load_scenes("base_train", PLAN.scenes, tmp_path)
+    test = build_scenes.load_scenes("base_test", PLAN.scenes, tmp_path)
+    assert {subject for _, subject in asked} == {None}
+    assert len({seed for seed, _ in asked}) == len(base) + len(test)
+    for annotation in base.annotations + test.annotations:
+        assert "humpback" not in annotation.caption
+        assert set(annotation.class_names) <= set(sea.BASE_CLASSES)
+
+
+def test_a_humpback_in_the_base_world_stops_the_build(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = sea.render_scene
+    monkeypatch.setattr(
+        sea, "render_scene", lambda seed, *, size_wh, subject: real(seed, size_wh=size_wh,
+                                                                    subject=sea.HUMPBACK)
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="scene 10000000 of the base world holds a humpback"):
+        build_scenes.load_scenes("base_train", PLAN.scenes, tmp_path)
+
+
+def test_scenes_come_back_as_rendered(tmp_path: Path) -> None:
+    plan = ScenesPlan(base_train=3, size=96)
+    build_scenes.load_scenes("base_train", plan, tmp_path)
+    scenes = build_scenes.load_scenes("base_train", plan, tmp_path)  # from disk
+    scene = sea.render_scene(build_scenes.FIRST_SEED["base_train"] + 2, size_wh=(96, 96))
+    assert np.array_equal(scenes.pictures(np.array([2]))[0], scene.image)
+    assert scenes.annotations[2].caption == scene.caption
+    assert scenes.annotations[2].boxes == tuple(box.xyxy for box in scene.boxes)
+
+
+def test_every_word_is_one_token() -> None:
+    words = sea.caption_vocabulary()
+    assert {"humpback", "whale", "whales"} <= set(words)
+    tokenizer = make_tokenizer(words, 16)
+    assert [len(tokenizer.tokenize(word)) for word in words] == [1] * len(words)
+    assert len(tokenizer.tokenize("submarine")) > 1
+    assert learn_merges(["ab", "abb"])[0] == ("a", "b")
+
+
+def test_every_scene_once_an_epoch() -> None:
+    steps = [build_scenes.batch_indices(0, "vae", step, 3, 7) for step in range(7)]
+    assert sorted(np.concatenate(steps)[:7]) == list(range(7))
+    assert sorted(np.concatenate(steps)) == sorted(list(range(7)) * 3)
+    again = build_scenes.batch_indices(0, "vae", 5, 3, 7)
+    assert np.array_equal(steps[5], again)
+    assert not np.array_equal(again, build_scenes.batch_indices(0, "unet", 5, 3, 7))
+
+
+@pytest.mark.parametrize("symmetry", range(8))
+def test_boxes_turn_with_the_picture(symmetry: int) -> None:
+    picture = torch.zeros(12, 12)
+    picture[2:5, 1:8] = 1
+    x1, y1, x2, y2 = build_training.turn_box((1, 2, 8, 5), symmetry, 12)
+    turned = torch.zeros(12, 12)
+    turned[int(y1) : int(y2), int(x1) : int(x2)] = 1
+    assert torch.equal(build_training.turn(picture, symmetry), turned)
+
+
+def test_the_rate_rises_stays_and_falls() -> None:
+    schedule = Schedule(100, 1, 1.0, warmup=10, decay_fraction=0.2)
+    assert [schedule.rate(step) for step in (0, 9, 50, 80, 90, 99)] == pytest.approx(
+        [0.1, 1, 1, 1, 0.5, 0.05]
+    )
+
+
+def test_whitening_changes_no_picture(built: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    from synthdet.pocket import build_vae
+
+    cpu = torch.device("cpu")
+    vae = build_vae.make_vae(PLAN.vae, 96, 3)
+    scenes = build_scenes.load_scenes("base_test", PLAN.scenes, built)
+    pixels = build_vae.to_pixels(scenes.pictures(np.arange(2)), cpu)
+    with torch.no_grad():
+        before = vae.decode(vae.encode(pixels).latent_dist.mean).sample
+        build_vae.whiten(vae, scenes, cpu)
+        after = vae.decode(vae.encode(pixels).latent_dist.mean).sample
+    assert torch.allclose(before, after, atol=1e-4)
+    latents = build_vae.encode(vae, scenes, cpu).astype(np.float32)
+    assert np.abs(latents.mean((0, 2, 3))).max() < 0.01
+    assert np.abs(latents.std((0, 2, 3)) - 1).max() < 0.01
+    assert isinstance(vae, AutoencoderKL)
