@@ -65,6 +65,7 @@ _Window = tuple[slice, slice]  # rows, columns
 _COUNTS: Final = ("one", "two", "three")
 _OPEN_WATER_WEIGHT: Final = 0.8
 _MIN_VISIBLE: Final = 0.4  # a thing cut by the picture's edge more than this is moved inwards
+_SMALLEST: Final = 0.6  # share of its drawn size that a thing may shrink to, to find room
 _MIN_MASK_PIXELS: Final = 40  # fewer are a speck, not a thing that a person would box
 
 
@@ -395,8 +396,14 @@ def _put_things(
     count: int,
     taken: NDArray[np.bool_],
     conditions: _Conditions,
+    *,
+    patience: float = float("inf"),
 ) -> list[_Placed]:
-    """Draw and place ``count`` things of a kind; smaller and smaller until all have room."""
+    """Draw and place ``count`` things of a kind, smaller ones where there is no room.
+
+    Fewer are placed if ``patience`` drawings found no room; without it, all of them are: on an
+    empty sea of 96 x 96 pixels three of the largest kind fit at :data:`_SMALLEST` of their size.
+    """
     kind = KINDS[name]
     low, high = kind.length
     common = rng.uniform(0.0, 2 * np.pi)
@@ -404,7 +411,7 @@ def _put_things(
     placed: list[_Placed] = []
     shrink = 1.0 if count == 1 else (0.94, 0.86)[min(count, 3) - 2]
     mother = 0.0
-    while len(placed) < count:
+    while len(placed) < count and patience > 0:
         calf = family and len(placed) == 1
         length = mother * rng.uniform(0.48, 0.62) if calf else rng.uniform(low, high)
         mother = mother or length
@@ -416,7 +423,8 @@ def _put_things(
         near = placed[0] if placed and kind.social else None
         found = _place(rng, sprite, taken, conditions, name, near)
         if found is None:
-            shrink *= 0.92
+            shrink = max(_SMALLEST, 0.92 * shrink)
+            patience -= 1
             continue
         _occupy(taken, found)
         placed.append(found)
@@ -664,7 +672,7 @@ def _render_survey_scene(
         names = [name for name in _BYSTANDERS if name != subject]
         name = names[rng.integers(len(names))]
         number = 1 if name in UNCOUNTED or not empty else _draw_count(rng)
-        others = _put_things(rng, name, number, taken, conditions)
+        others = _put_things(rng, name, number, taken, conditions, patience=8)
     # Rocks and kelp lie below the animals.
     things = sorted([*subjects, *others], key=lambda thing: thing.name not in UNCOUNTED)
     image = _paint(np.random.default_rng((*seed, 1)), shape_hw, conditions, things)

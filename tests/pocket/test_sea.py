@@ -252,3 +252,10 @@ def test_every_kind_can_be_drawn_at_its_shortest_and_longest() -> None:
             )
             assert sprite.coverage.max() > 0.9, name
             assert rim.max() < 0.2, f"{name} is cut off by its own canvas"
+
+
+@pytest.mark.timeout(20)
+def test_three_of_the_largest_find_room_in_the_smallest_picture() -> None:
+    for seed in range(25):
+        scene = sea.render_scene(seed, size_wh=(96, 96), subject="whale shark", num_subjects=3)
+        assert len(scene.boxes) == 3
