@@ -11,6 +11,7 @@ comes to the same decisions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -52,6 +53,23 @@ class RealTiles:
     tile_ids: tuple[str, ...]
     groups: tuple[str, ...]
     embeddings: Embeddings
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedPicture:
+    """A synthetic picture: its embedding, or the fault for which it has none.
+
+    Attributes:
+        image_id: Its name.
+        embedding: ``(dimensions,)``, of length 1; None with a fault.
+        fault: One of `FAULTS`.
+        is_background: It was asked to be without an animal.
+    """
+
+    image_id: str
+    embedding: Embeddings | None
+    fault: str | None
+    is_background: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +215,7 @@ def measure_separation(real: Similarities, negatives: Similarities) -> float | N
     ordered = np.sort(negatives)
     below = np.searchsorted(ordered, real, side="left")
     not_above = np.searchsorted(ordered, real, side="right")
-    return float((below + not_above).mean() / (2 * len(negatives)))
+    return round(float((below + not_above).mean() / (2 * len(negatives))), 4)
 
 
 def calibrate(
@@ -243,6 +261,49 @@ def calibrate(
         notes=(),
     )
     return _with_notes(calibration)
+
+
+def score_pictures(
+    pictures: Sequence[EmbeddedPicture], animals: RealTiles, backgrounds: RealTiles
+) -> list[Score]:
+    """Raw scores, in the order of the pictures; faulty ones have nothing but their fault.
+
+    The nearest real tile is sought among the tiles of the picture's own kind.
+    """
+    scores = {
+        one.image_id: Score(image_id=one.image_id, fault=one.fault)
+        for one in pictures
+        if one.embedding is None
+    }
+    for is_background, own_kind in ((False, animals), (True, backgrounds)):
+        members = [one for one in pictures if one.is_background == is_background]
+        rows = [one.embedding for one in members if one.embedding is not None]
+        if not rows:
+            continue
+        ids = [one.image_id for one in members if one.embedding is not None]
+        columns = _score_columns(np.stack(rows), animals, backgrounds, own_kind)
+        scores |= {
+            image_id: Score.model_validate({"image_id": image_id, **values})
+            for image_id, values in zip(ids, columns, strict=True)
+        }
+    return [scores[one.image_id] for one in pictures]
+
+
+def _score_columns(
+    embeddings: Embeddings, animals: RealTiles, backgrounds: RealTiles, own_kind: RealTiles
+) -> list[dict[str, float | str]]:
+    rows: list[dict[str, float | str]] = [{} for _ in embeddings]
+    for name, kind in (("similarity", animals), ("background_similarity", backgrounds)):
+        if kind.tile_ids:
+            cosines = similarity_to(embeddings, make_centroid(kind.embeddings))
+            for row, cosine in zip(rows, cosines, strict=True):
+                row[name] = float(cosine)
+    if own_kind.tile_ids:
+        nearest, cosines = find_nearest(embeddings, own_kind.embeddings)
+        for row, index, cosine in zip(rows, nearest, cosines, strict=True):
+            row["nearest_real"] = own_kind.tile_ids[index]
+            row["nearest_real_similarity"] = float(cosine)
+    return rows
 
 
 def judge(score: Score, limits: Limits, *, is_background: bool) -> Decision:

@@ -1,0 +1,292 @@
+"""The filter on a run written by hand, with an embedder that sees mean colours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from synthdet.config import Config, set_values
+from synthdet.core.records import Decision, Score, SyntheticImage
+from synthdet.errors import SynthdetError
+from synthdet.stages import filter as filter_stage
+from synthdet.workspace import Workspace, hash_file, read_records, write_records
+from tests.fakes import FakeEmbedder, PlannedError
+from tests.handmade import file_bytes, finish, make_images, make_run, make_tiles, quiet
+
+ASKED: tuple[tuple[int, ...] | None, ...] = (
+    (0,),
+    (0,),
+    (1,),
+    (0, 1),
+    (0,),
+    (1,),
+    (),
+    (),
+    None,
+    (0,),
+)
+RED, BLACK, TORN, COPY = 4, 5, 8, 9
+
+
+def spoil(workspace: Workspace, images: list[SyntheticImage], tile: Path) -> None:
+    """Plant one picture of each fault, and put their hashes into the records."""
+    paths = [workspace.root / image.path for image in images]
+    rng = np.random.default_rng(1)
+    red = (np.array([220, 30, 20]) + rng.normal(0, 9, (48, 72, 3))).clip(0, 255)
+    Image.fromarray(red.astype(np.uint8)).save(paths[RED])
+    Image.fromarray(np.zeros((48, 72, 3), np.uint8)).save(paths[BLACK])
+    paths[TORN].write_bytes(paths[TORN].read_bytes()[:400])
+    shutil.copyfile(tile, paths[COPY])
+    fresh = [
+        image.model_copy(update={"sha256": hash_file(path)})
+        for image, path in zip(images, paths, strict=True)
+    ]
+    folder = workspace.stage("generate")
+    write_records(folder.path / "images.jsonl", fresh)
+    finish(folder, ["images.jsonl"])
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> tuple[Workspace, Config]:
+    workspace, config = make_run(tmp_path / "run", filter={"batch_size": 3, "model": "fake"})
+    tiles = make_tiles(workspace)
+    images, _ = make_images(workspace, ASKED)
+    spoil(workspace, images, workspace.root / tiles[0].path)
+    return workspace, config
+
+
+def run(
+    prepared: tuple[Workspace, Config], embedder: FakeEmbedder | None = None, *settings: str
+) -> str:
+    workspace, config = prepared
+    reporter, said = quiet()
+    embedder = embedder or FakeEmbedder()
+    filter_stage.run(
+        workspace, set_values(config, list(settings)), reporter, open_embedder=lambda: embedder
+    )
+    return said.getvalue()
+
+
+def no_model() -> Any:
+    raise AssertionError("a model was opened")
+
+
+def decisions_of(workspace: Workspace) -> list[Decision]:
+    return read_records(workspace.stage("filter").path / "decisions.jsonl", Decision)
+
+
+def test_whole(prepared: tuple[Workspace, Config]) -> None:
+    workspace, _ = prepared
+    embedder = FakeEmbedder()
+    said = run(prepared, embedder)
+    folder = workspace.stage("filter")
+    scores = read_records(folder.path / "scores.jsonl", Score)
+    reasons = {one.image_id: one.reason for one in decisions_of(workspace)}
+    assert list(reasons) == [score.image_id for score in scores]
+    assert list(reasons) == [f"syn-{number:06d}" for number in range(len(ASKED))]
+    assert reasons["syn-000004"] == "far from real"
+    assert reasons["syn-000005"] == "blank"
+    assert reasons["syn-000008"] == "unreadable"
+    assert reasons["syn-000009"] == "copy of a real photo"
+    assert reasons["syn-000006"] is None
+    assert scores[COPY].nearest_real == "train-000"
+    assert scores[COPY].nearest_real_similarity == 1
+    assert scores[BLACK].similarity is None
+    assert scores[0].background_similarity is not None
+
+    centroid = np.load(folder.path / "centroid.npy")
+    assert np.linalg.norm(centroid) == pytest.approx(1)
+    lock = folder.lock()
+    assert lock is not None
+    counts = lock["counts"]
+    kept = sum(reason is None for reason in reasons.values())
+    assert (counts["kept"], counts["pictures"]) == (kept, len(ASKED))
+    assert counts["dropped"] == Counter(reason for reason in reasons.values() if reason)
+    assert counts["negatives"] == 6
+    assert 0 <= counts["negatives_passing"] <= 1
+    assert f"{kept} kept of 10" in said
+    assert "calibrated)" in said
+    assert Image.open(folder.path / "report.png").width > 1000
+    # 12 train tiles and 10 pictures, one of them a tile once more; black and torn are not embedded.
+    assert sum(embedder.sizes) == 19
+
+
+def test_val_and_test_tiles_are_never_looked_at(prepared: tuple[Workspace, Config]) -> None:
+    workspace, _ = prepared
+    for split in ("val", "test"):
+        shutil.rmtree(workspace.stage("prepare").path / "tiles" / split)
+    run(prepared)
+
+
+def test_twice_opens_no_model_and_changes_nothing(prepared: tuple[Workspace, Config]) -> None:
+    workspace, config = prepared
+    said = run(prepared)
+    before = file_bytes(workspace.root, but=())
+    reporter, again = quiet()
+    filter_stage.run(workspace, config, reporter, open_embedder=no_model)
+    assert again.getvalue().splitlines()[-1] == said.splitlines()[-1]
+    assert file_bytes(workspace.root, but=()) == before
+
+
+@pytest.mark.parametrize("setting", ["filter.threshold=0.999", "filter.copy_threshold=0.5"])
+def test_a_new_threshold_opens_no_model_and_keeps_raw_scores(
+    prepared: tuple[Workspace, Config], setting: str
+) -> None:
+    workspace, config = prepared
+    run(prepared)
+    folder = workspace.stage("filter").path
+    before, output = file_bytes(folder), workspace.stage("filter").output()
+    reporter, said = quiet()
+    changed = set_values(config, [setting, "filter.batch_size=7"])
+    filter_stage.run(workspace, changed, reporter, open_embedder=no_model)
+    after = file_bytes(folder)
+    assert {name for name in after if after[name] != before[name]} == {
+        "decisions.jsonl",
+        "report.png",
+    }
+    assert workspace.stage("filter").output() != output
+    if "copy" not in setting:
+        assert "(threshold 1.00, given)" in said.getvalue()
+    # And back: the same bytes as at first.
+    filter_stage.run(workspace, config, reporter, open_embedder=no_model)
+    assert file_bytes(folder) == before
+
+
+def test_another_model_is_refused_by_name(prepared: tuple[Workspace, Config]) -> None:
+    run(prepared)
+    with pytest.raises(SynthdetError, match=r"filter\.model was 'fake'"):
+        run(prepared, None, "filter.model=other")
+
+
+@pytest.mark.parametrize("call", [1, 3, 7])
+def test_killed_in_a_batch_and_resumed(prepared: tuple[Workspace, Config], call: int) -> None:
+    workspace, _ = prepared
+    folder = workspace.stage("filter").path
+    embedder = FakeEmbedder()
+    run(prepared, embedder)
+    whole = file_bytes(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(PlannedError):
+        run(prepared, FakeEmbedder(fail_at=call))
+    assert not (folder / "scores.jsonl").exists()
+    resumed = FakeEmbedder()
+    run(prepared, resumed)
+    assert resumed.calls == embedder.calls - (call - 1)
+    assert file_bytes(folder) == whole
+
+
+@pytest.mark.parametrize(
+    "name", ["_write_centroid", "_write_scores", "write_records", "draw_report"]
+)
+def test_killed_between_files_and_resumed(
+    prepared: tuple[Workspace, Config], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    workspace, config = prepared
+    folder = workspace.stage("filter").path
+    run(prepared)
+    whole = file_bytes(folder)
+    shutil.rmtree(folder)
+    with monkeypatch.context() as patch:
+
+        def stop(*_: Any) -> None:
+            raise PlannedError(name)
+
+        patch.setattr(filter_stage, name, stop)
+        with pytest.raises(PlannedError):
+            run(prepared)
+    (folder / ".tmp-1-report.png").write_bytes(b"left over")
+    reporter, _ = quiet()
+    filter_stage.run(workspace, config, reporter, open_embedder=no_model)
+    assert file_bytes(folder) == whole
+
+
+@pytest.mark.parametrize("name", filter_stage.PROMISED)
+def test_a_promised_file_that_is_gone_is_made_again(
+    prepared: tuple[Workspace, Config], name: str
+) -> None:
+    workspace, config = prepared
+    run(prepared)
+    whole = file_bytes(workspace.stage("filter").path)
+    (workspace.stage("filter").path / name).unlink()
+    reporter, _ = quiet()
+    filter_stage.run(workspace, config, reporter, open_embedder=no_model)
+    assert file_bytes(workspace.stage("filter").path) == whole
+
+
+def test_a_missing_picture_is_named_before_a_model_is_opened(
+    prepared: tuple[Workspace, Config],
+) -> None:
+    workspace, config = prepared
+    (workspace.root / "3-generate/images/syn-000002.png").unlink()
+    reporter, _ = quiet()
+    with pytest.raises(SynthdetError, match=r"syn-000002\.png is missing.*synthdet generate"):
+        filter_stage.run(workspace, config, reporter, open_embedder=no_model)
+
+
+def test_a_torn_shard_is_made_again(prepared: tuple[Workspace, Config]) -> None:
+    workspace, _ = prepared
+    run(prepared)
+    whole = file_bytes(workspace.stage("filter").path)
+    shards = sorted((workspace.stage("filter").path / "embeddings").glob("*.npz"))
+    shards[0].write_bytes(shards[0].read_bytes()[:50])
+    embedder = FakeEmbedder()
+    run(prepared, embedder, "filter.threshold=0.5")
+    assert embedder.calls == 1
+    run(prepared)
+    assert file_bytes(workspace.stage("filter").path) == whole
+
+
+def test_a_damaged_real_tile_is_an_error(prepared: tuple[Workspace, Config]) -> None:
+    workspace, _ = prepared
+    (workspace.root / "1-prepare/tiles/train/train-001.png").write_bytes(b"\x89PNG torn")
+    with pytest.raises(SynthdetError, match=r"train-001\.png cannot be read"):
+        run(prepared)
+
+
+def test_an_embedding_that_is_not_finite_is_an_error(prepared: tuple[Workspace, Config]) -> None:
+    class Broken(FakeEmbedder):
+        def embed(self, pictures: Any) -> Any:
+            return super().embed(pictures) * np.float32("nan")
+
+    with pytest.raises(SynthdetError, match=r"filter\.model gives no finite embedding"):
+        run(prepared, Broken())
+
+
+def test_nothing_generated_is_nothing_kept(tmp_path: Path) -> None:
+    workspace, config = make_run(tmp_path / "run")
+    make_tiles(workspace)
+    make_images(workspace, ())
+    said = run((workspace, config))
+    assert "0 kept of 0" in said
+    assert decisions_of(workspace) == []
+
+
+def test_without_animals_among_the_real_tiles(tmp_path: Path) -> None:
+    workspace, config = make_run(tmp_path / "run")
+    make_tiles(workspace, train=(0, 0, 0))
+    make_images(workspace, ((0,),))
+    with pytest.raises(SynthdetError, match="no real train tile holds an animal"):
+        run((workspace, config))
+
+
+def test_few_backgrounds_and_groups_are_said(tmp_path: Path) -> None:
+    workspace, config = make_run(tmp_path / "run")
+    make_tiles(workspace, train=(1, 1, 1, 1, 0), groups=2)
+    make_images(workspace, ((0,), ()))
+    said = run((workspace, config))
+    assert "fewer than 3 groups" in said
+    assert "1 pictures asked to be background" in said
+    assert decisions_of(workspace)[1].kept
+
+
+def test_records_are_plain_json(prepared: tuple[Workspace, Config]) -> None:
+    run(prepared)
+    for line in (prepared[0].stage("filter").path / "scores.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(name))
