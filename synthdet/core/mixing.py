@@ -1,4 +1,7 @@
-"""Which of the accepted synthetic pictures go into the training set, and how many.
+"""Which synthetic pictures go into the training set, with which boxes, and how many.
+
+First what stands for each picture is settled: a person's verdict over the label over the filter.
+Then the mix is chosen among those that may go in.
 
 The choice is nested: pictures are ranked once (by a hash of the seed and their name, or by
 similarity) and taken one after the other, with and without animals as they come, so that a larger
@@ -14,10 +17,76 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from synthdet.core.records import Box, Decision, Label, SyntheticImage, Verdict
+from synthdet.core.similarity import FAULTS
+
+REJECTED = "rejected in curation"
+DROPPED = "dropped by the filter"
+IN_REVIEW = "waiting for review"
+WITHOUT_BOXES = "accepted in curation without boxes"
+UNLABELLED = "not labelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What stands for a synthetic picture.
+
+    Attributes:
+        boxes: With these it may go in; an empty tuple means a confirmed background.
+        reason: Why it may not.
+    """
+
+    boxes: tuple[Box, ...] = ()
+    reason: str | None = None
+
+
+def settle(
+    image: SyntheticImage,
+    decision: Decision | None,
+    label: Label | None,
+    verdict: Verdict | None,
+    *,
+    include_review: bool,
+) -> Settled:
+    """Whether a synthetic picture may go into train, and with which boxes.
+
+    A person's rejection takes it out; their acceptance takes it in, past review and past the
+    filter's threshold, but never an unusable picture, and never without boxes where nobody has said
+    that it is empty. Without a verdict it must be kept by the filter and accepted by the label; one
+    in review goes in only if asked for, and only if it has boxes.
+
+    Args:
+        image: The picture.
+        decision: The filter's, if there is one.
+        label: Its label; the label stage makes none for dropped pictures.
+        verdict: The last one of a person, on this very picture.
+        include_review: Take pictures in review with the boxes they have.
+    """
+    boxes = tuple(
+        Box(xyxy=box.xyxy, class_id=box.class_id) for box in (() if label is None else label.boxes)
+    )
+    if verdict is not None and verdict.verdict == "reject":
+        return Settled(reason=REJECTED)
+    if decision is not None and decision.reason in FAULTS:
+        return Settled(reason=DROPPED)
+    if verdict is not None:
+        if verdict.boxes is not None:
+            return Settled(verdict.boxes)
+        if label is None and image.asked_for != ():
+            return Settled(reason=WITHOUT_BOXES)
+        return Settled(boxes)
+    if decision is not None and not decision.kept:
+        return Settled(reason=DROPPED)
+    if label is None:
+        return Settled(reason=UNLABELLED)
+    if label.status == "review" and not (include_review and boxes):
+        return Settled(reason=IN_REVIEW)
+    return Settled(() if label.status == "negative" else boxes)
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An accepted synthetic picture.
+    """A synthetic picture that may go in.
 
     Attributes:
         image_id: Its name.
@@ -43,7 +112,7 @@ def choose(
     """Choose synthetic pictures for train.
 
     Args:
-        candidates: All accepted pictures.
+        candidates: All pictures that may go in.
         num_real: Real pictures in train.
         num_synthetic: Take at most so many.
         synthetic_fraction: Take at most this share of train, 0 <= share < 1. With

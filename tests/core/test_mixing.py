@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synthdet.core import mixing
-from synthdet.core.mixing import Candidate, choose
+from synthdet.core.mixing import Candidate, choose, settle
+from synthdet.core.records import Box, Decision, DetectedBox, Label, SyntheticImage, Verdict
 
 
 def candidates(animals: int, backgrounds: int) -> list[Candidate]:
@@ -124,3 +125,73 @@ def test_promises(
     assert empty <= limit * (num_real + len(larger)) + 1e-6
     if backgrounds == 0:
         assert len(fewer) == min(small, animals)
+
+
+FOUND = DetectedBox(xyxy=(1, 2, 9, 6), class_id=1, confidence=0.7)
+LABEL_BOX = Box(xyxy=(1, 2, 9, 6), class_id=1)
+DRAWN = Box(xyxy=(3, 3, 8, 8), class_id=0)
+
+
+def settled(
+    *,
+    asked_for: tuple[int, ...] | None = (1,),
+    dropped: str | None = None,
+    status: str | None = "accept",
+    boxes: tuple[DetectedBox, ...] = (FOUND,),
+    verdict: str | None = None,
+    drawn: tuple[Box, ...] | None = None,
+    include_review: bool = False,
+) -> Any:
+    image = SyntheticImage.model_construct(image_id="x", asked_for=asked_for)
+    decision = Decision(image_id="x", kept=dropped is None, threshold=0.7, reason=dropped)
+    label = (
+        Label.model_validate({"image_id": "x", "status": status, "boxes": boxes})
+        if status
+        else None
+    )
+    given = (
+        Verdict.model_validate(
+            {"image_id": "x", "verdict": verdict, "boxes": drawn, "by": "me", "at": "now"}
+        )
+        if verdict
+        else None
+    )
+    result = settle(image, decision, label, given, include_review=include_review)
+    return result.reason or result.boxes
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({}, (LABEL_BOX,)),
+        ({"status": "negative", "boxes": (), "asked_for": ()}, ()),
+        ({"status": "review"}, mixing.IN_REVIEW),
+        ({"status": "review", "include_review": True}, (LABEL_BOX,)),
+        # An animal was asked for and none found: it may well be there.
+        ({"status": "review", "boxes": (), "include_review": True}, mixing.IN_REVIEW),
+        ({"status": None}, mixing.UNLABELLED),
+        ({"status": None, "dropped": "far from real"}, mixing.DROPPED),
+        ({"dropped": "far from real"}, mixing.DROPPED),
+        ({"verdict": "reject"}, mixing.REJECTED),
+        ({"verdict": "accept"}, (LABEL_BOX,)),
+        ({"verdict": "accept", "drawn": (DRAWN,)}, (DRAWN,)),
+        ({"verdict": "accept", "drawn": ()}, ()),
+        ({"verdict": "accept", "status": "review"}, (LABEL_BOX,)),
+        ({"verdict": "accept", "status": "review", "boxes": ()}, ()),
+        ({"verdict": "accept", "status": None, "dropped": "far from real"}, mixing.WITHOUT_BOXES),
+        (
+            {"verdict": "accept", "status": None, "dropped": "far from real", "drawn": (DRAWN,)},
+            (DRAWN,),
+        ),
+        (
+            {"verdict": "accept", "status": None, "dropped": "far from real", "asked_for": ()},
+            (),
+        ),
+        (
+            {"verdict": "accept", "status": None, "dropped": "blank", "drawn": (DRAWN,)},
+            mixing.DROPPED,
+        ),
+    ],
+)
+def test_what_stands_for_a_picture(facts: Any, expected: Any) -> None:
+    assert settled(**facts) == expected
