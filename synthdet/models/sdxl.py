@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from synthdet.errors import SynthdetError
@@ -231,6 +231,11 @@ def fuse_lora(pipeline: StableDiffusionXLPipeline, lora: Path, scale: float) -> 
     if lora.suffix != ".safetensors":
         raise SynthdetError(f"the LoRA {lora} is not a .safetensors file")
     try:
+        with safe_open(lora, framework="pt") as tensors:
+            names = " ".join(tensors.keys())
+        if ".lora_A." in names and ".lora.down." in names:
+            # diffusers 0.42.1 judges by the first name and would drop the others without a word.
+            raise ValueError("its layers are named in two ways, lora_A and lora.down")
         with _quiet():
             pipeline.load_lora_weights(
                 str(lora.parent), weight_name=lora.name, use_safetensors=True

@@ -1,0 +1,198 @@
+"""One step of a LoRA's training, and the state it changes."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from synthdet.errors import SynthdetError
+from synthdet.models.checkpoints import Checkpoint
+from synthdet.models.lora_data import Material, draw_pass
+
+if TYPE_CHECKING:
+    from synthdet.models.lora import SdxlLoraTrainer
+
+_MAX_GRADIENT_NORM: Final = 1.0
+
+
+class Training:
+    """UNet, optimizer and scaler: what a step changes and a checkpoint holds."""
+
+    def __init__(
+        self, plan: SdxlLoraTrainer, unet: Any, noiser: Any, device: str, dtype: torch.dtype
+    ) -> None:
+        self._plan, self._unet, self._noiser = plan, unet, noiser
+        self._device, self._dtype = device, dtype
+        self._lora = {n: p for n, p in unet.named_parameters() if p.requires_grad}
+        self._optimizer = torch.optim.AdamW(
+            self._lora.values(), lr=plan.learning_rate, weight_decay=1e-2, fused=True
+        )
+        self._scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+        self._snr = signal_to_noise(noiser.alphas_cumprod)
+        self._loss_sum = torch.zeros((), device=device)
+        self._passes = 0
+        self._gradient_norm = torch.zeros((), device=device)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The forward pass's precision."""
+        if self._dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self._device, dtype=self._dtype)
+
+    def step(self, step: int, material: Material) -> None:
+        """One optimizer step, number ``step`` from 1; nothing waits for the device."""
+        plan = self._plan
+        for group in self._optimizer.param_groups:
+            group["lr"] = plan.learning_rate * learning_rate_factor(
+                step, plan.lr_warmup_steps, plan.max_train_steps
+            )
+        passes = plan.gradient_accumulation_steps
+        for index in range((step - 1) * passes, step * passes):
+            loss = self._loss(index, material)
+            self._scaler.scale(loss / passes).backward()  # type: ignore[no-untyped-call]
+            self._loss_sum += loss.detach()
+            self._passes += 1
+        self._scaler.unscale_(self._optimizer)
+        self._gradient_norm = torch.nn.utils.clip_grad_norm_(
+            self._lora.values(), _MAX_GRADIENT_NORM
+        )
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _loss(self, index: int, material: Material) -> Tensor:
+        """Loss of forward pass ``index``: all that is random about it is drawn on the CPU."""
+        plan, config = self._plan, self._noiser.config
+        draw = draw_pass(
+            plan.seed,
+            index,
+            num_tiles=len(material.tiles),
+            batch_size=plan.train_batch_size,
+            latent_shape=material.latent_shape,
+            num_symmetries=material.latents.num_symmetries,
+            num_timesteps=config.num_train_timesteps,
+            caption_dropout=plan.caption_dropout,
+            noise_offset=plan.noise_offset,
+        )
+        latents = material.sample_latents(draw)
+        target = draw.noise
+        if config.prediction_type == "v_prediction":
+            target = self._noiser.get_velocity(latents, draw.noise, draw.timesteps)
+        weights = torch.ones(len(latents))
+        if plan.snr_gamma is not None:
+            snr = self._snr[draw.timesteps]
+            weights = min_snr_weights(snr, plan.snr_gamma, config.prediction_type)
+        noisy = self._noiser.add_noise(latents, draw.noise, draw.timesteps)
+        heard = material.read_captions(draw)
+        time_ids = material.time_ids.expand(len(latents), -1)
+        with self.autocast():
+            predicted = self._unet(
+                self._send(noisy).to(self._dtype),
+                self._send(draw.timesteps),
+                encoder_hidden_states=heard.states,
+                added_cond_kwargs={
+                    "text_embeds": heard.pooled,
+                    "time_ids": self._send(time_ids).to(heard.pooled.dtype),
+                },
+                return_dict=False,
+            )[0]
+        error = (predicted.float() - self._send(target)).square().mean(dim=(1, 2, 3))
+        loss: Tensor = (error * self._send(weights)).mean()
+        return loss
+
+    def _send(self, tensor: Tensor) -> Tensor:
+        """To the device, without waiting for it."""
+        if self._device == "cpu":
+            return tensor
+        return tensor.contiguous().pin_memory().to(self._device, non_blocking=True)
+
+    def read_figures(self) -> dict[str, Any]:
+        """Mean loss since the last call, and the last step's rate and norm; waits for the device."""
+        loss, norm = torch.stack([self._loss_sum / self._passes, self._gradient_norm]).tolist()
+        self._loss_sum.zero_()
+        self._passes = 0
+        return {
+            "loss": loss,
+            "lr": self._optimizer.param_groups[0]["lr"],
+            "gradient_norm": norm if math.isfinite(norm) else None,
+        }
+
+    def largest_weight(self) -> float:
+        """Largest LoRA weight, not a number where one is not."""
+        return float(torch.stack([p.detach().abs().max() for p in self._lora.values()]).max())
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the next step depends on, as tensors and as JSON.
+
+        No state of a random generator: every step makes its own from the seed.
+        """
+        tensors = {"loss_sum": self._loss_sum}
+        for name, parameter in self._lora.items():
+            tensors[f"lora.{name}"] = parameter
+            for key, value in self._optimizer.state[parameter].items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        return tensors, {"passes": self._passes, "scaler": self._scaler.state_dict()}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take over what `state` gave.
+
+        Raises:
+            SynthdetError: The checkpoint is of another LoRA.
+        """
+        tensors = checkpoint.tensors
+        kept = {name for name in tensors if name.startswith("lora.")}
+        if kept != {f"lora.{name}" for name in self._lora}:
+            raise SynthdetError(
+                f"checkpoint step-{checkpoint.step:06d} is of another LoRA: train anew with --redo"
+            )
+        for name, parameter in self._lora.items():
+            parameter.data.copy_(tensors[f"lora.{name}"])
+            self._optimizer.state[parameter] = {
+                key: tensors[f"optimizer.{key}.{name}"].to(parameter.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+        self._loss_sum.copy_(tensors["loss_sum"])
+        self._passes = int(checkpoint.numbers["passes"])
+        self._scaler.load_state_dict(checkpoint.numbers["scaler"])
+
+
+# --- pure ------------------------------------------------------------------------------------------
+
+
+def learning_rate_factor(step: int, num_warmup_steps: int, num_steps: int) -> float:
+    """Share of the learning rate at step ``step`` (from 1): a linear rise, then half a cosine.
+
+    Examples:
+        >>> [round(learning_rate_factor(step, 2, 6), 2) for step in (1, 2, 3, 4, 5, 6)]
+        [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
+    """
+    if step <= num_warmup_steps:
+        return step / num_warmup_steps
+    done = (step - 1 - num_warmup_steps) / (num_steps - num_warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def signal_to_noise(alphas_cumprod: Tensor) -> Tensor:
+    """Signal-to-noise ratio (of variances) at each timestep."""
+    return alphas_cumprod / (1 - alphas_cumprod)
+
+
+def min_snr_weights(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
+    """Loss weights that keep the nearly clean timesteps from dominating.
+
+    Source: Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", 2023,
+    section 3.4, written for a squared error of the noise, or of the velocity.
+
+    Args:
+        snr: ``(n,)``.
+        gamma: Largest weight, on the scale of a squared error of the clean picture.
+        prediction_type: "epsilon" or "v_prediction".
+    """
+    clamped = snr.clamp(max=gamma)
+    if prediction_type == "v_prediction":
+        return clamped / (snr + 1)
+    return clamped / snr.clamp(min=1e-8)  # zero terminal SNR: weight 0, not 0 / 0
