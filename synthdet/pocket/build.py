@@ -4,7 +4,7 @@ Reads   nothing: every picture is rendered from a seed.
 Writes  checkpoints, metrics and samples under `--cache`; finished products there under `products/`,
         and with `--install` in the package's `weights/`.
 Resume  every part goes on from its newest checkpoint, on the same path as if never interrupted
-        (same bits on the same machine with the same threads). `--unet-steps` lengthens the training.
+        (same bits on the same machine with the same threads). `--steps unet=30000` lengthens the training.
 
 Order: vae, clip, yolo, unet; each in a process of its own. The VAE, the UNet and the YOLO never see a
 humpback; the CLIP does, in scenes whose seeds nothing else uses.
@@ -57,7 +57,7 @@ class Build:
     max_minutes: float | None = None
     install_into: Path | None = None
     """Folder of the shipped weights, or None to leave them alone."""
-    checkpoint_minutes: float = 3.0
+    checkpoint_minutes: float = 5.0
 
 
 def build_part(build: Build, part: str) -> dict[str, Any]:
@@ -275,7 +275,7 @@ def _draw_samples(build: Build, pipeline: Any, step: int) -> float:
     annotations = _scenes(build, "base_test").annotations
     # One prompt a subject first, then what comes: the sheet shows every kind.
     firsts = {a.caption.split(" in a ")[0].split()[-1]: a.caption for a in reversed(annotations)}
-    prompts = (list(firsts.values()) + [a.caption for a in annotations])[:24]
+    prompts = (list(firsts.values()) + [a.caption for a in annotations])[:16]
     pictures, seconds = build_unet.draw(pipeline, prompts, size=build.plan.scenes.size)
     rows = [
         np.concatenate(list(pictures[i : i + 8]), axis=1) for i in range(0, len(prompts) - 7, 8)
@@ -290,10 +290,20 @@ def _draw_samples(build: Build, pipeline: Any, step: int) -> float:
 
 
 def _plan_from(options: argparse.Namespace) -> BuildPlan:
+    """The plan, with the steps that were asked for.
+
+    Raises:
+        SynthdetError: `--steps` is not of the form part=number.
+    """
     plan = tiny_plan() if options.tiny else BuildPlan()
-    if options.unet_steps is not None:
-        schedule = dataclasses.replace(plan.unet.schedule, steps=options.unet_steps)
-        plan = dataclasses.replace(plan, unet=dataclasses.replace(plan.unet, schedule=schedule))
+    for assignment in options.steps:
+        part, _, number = assignment.partition("=")
+        if part not in PARTS or not number.isdigit():
+            raise SynthdetError(f"--steps {assignment}: write it as part=number, like unet=20000")
+        section = getattr(plan, part)
+        schedule = dataclasses.replace(section.schedule, steps=int(number))
+        changes: dict[str, Any] = {part: dataclasses.replace(section, schedule=schedule)}
+        plan = dataclasses.replace(plan, **changes)
     return plan
 
 
@@ -304,7 +314,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-minutes", type=float, help="stop each part's training after so long")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/synthdet/pocket-build"))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--unet-steps", type=int, help="train the UNet for so many steps in all")
+    parser.add_argument(
+        "--steps", action="append", default=[], help="steps of a part in all, like unet=20000"
+    )
     parser.add_argument(
         "--install",
         type=Path,
@@ -329,15 +341,15 @@ def main(arguments: list[str]) -> int:
             if code := subprocess.run(command, check=False).returncode:  # noqa: S603
                 return code
         return 0
-    build = Build(
-        _plan_from(options),
-        options.cache.expanduser(),
-        options.device,
-        options.threads,
-        options.max_minutes,
-        options.install,
-    )
     try:
+        build = Build(
+            _plan_from(options),
+            options.cache.expanduser(),
+            options.device,
+            options.threads,
+            options.max_minutes,
+            options.install,
+        )
         figures = build_part(build, parts[0])
     except SynthdetError as error:
         print(error, file=sys.stderr)

@@ -54,7 +54,7 @@ class VaePlan:
     equivariant: float = 0.5
     """Share of steps whose latents are turned or mirrored before decoding (see `build_vae`)."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(2_400, 8, 1.5e-3, decay_fraction=0.6, ema=0.995)
+        default_factory=lambda: Schedule(1_900, 8, 1.5e-3, decay_fraction=0.6, ema=0.995)
     )
 
 

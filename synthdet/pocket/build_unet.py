@@ -252,10 +252,11 @@ def validation_loss(
 ) -> float:
     """Mean loss on held-out scenes with noise of its own, the same at every call."""
     loss = DenoisingLoss(plan, model, data, tokenizer, device)
-    batch = min(16, len(data.latents))
+    count = min(256, len(data.latents))
+    batch = min(16, count)
     values = []
     with torch.no_grad():
-        for step, start in enumerate(range(0, len(data.latents) - batch + 1, batch)):
+        for step, start in enumerate(range(0, count - batch + 1, batch)):
             generator = step_generator(plan.seed, "unet-test", step)
             values.append(loss.of(np.arange(start, start + batch), generator).item())
     return float(np.mean(values))

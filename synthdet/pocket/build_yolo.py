@@ -56,12 +56,23 @@ def train_yolo(
         pixels = _relight(turn(pixels, symmetry), generator)
         targets = _targets([scenes.annotations[i] for i in indices], symmetry, size)
         given = {name: value.to(place.device) for name, value in targets.items()}
-        total, _ = model.loss({**given, "img": pixels.to(place.device)})  # type: ignore[operator]
+        made = model(pixels.to(place.device))
+        with torch.autocast(place.device.type, enabled=False):  # boxes need more than 8 bits
+            total, _ = model.loss(given, preds=_to_float(made))  # type: ignore[operator]
         return total.sum() / batch  # type: ignore[no-any-return]
 
     trained = train("yolo", model, loss_of, plan.yolo.schedule, place, seed=plan.seed)
     trained.averages.give(model)
     return model, trained
+
+
+def _to_float(made: Any) -> Any:
+    """The network's nested output in float32."""
+    if isinstance(made, Tensor):
+        return made.float()
+    if isinstance(made, dict):
+        return {name: _to_float(value) for name, value in made.items()}
+    return [_to_float(value) for value in made]
 
 
 def _relight(pixels: Tensor, generator: torch.Generator) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 
 from synthdet.errors import SynthdetError
 from synthdet.pocket import build_scenes, build_training, sea
-from synthdet.pocket.build import Build, build_part
+from synthdet.pocket.build import Build, build_part, main
 from synthdet.pocket.build_plan import ScenesPlan, Schedule, tiny_plan
 from synthdet.pocket.build_text import learn_merges, make_tokenizer, token_ids
 
@@ -233,3 +233,17 @@ def test_whitening_changes_no_picture(built: Path) -> None:
     assert np.abs(latents.mean((0, 2, 3))).max() < 0.01
     assert np.abs(latents.std((0, 2, 3)) - 1).max() < 0.01
     assert isinstance(vae, AutoencoderKL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "vae,gan"], "--only vae,gan: choose from vae, clip, yolo, unet"),
+        (["--only", "vae", "--steps", "vae"], "--steps vae: write it as part=number"),
+    ],
+)
+def test_a_wrong_option_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--tiny"]) == 1
+    assert message in capsys.readouterr().err
