@@ -13,10 +13,11 @@ and where it cannot gives each split one run of neighbouring blocks.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -33,6 +34,7 @@ FRAME_STEP: Final = 2
 MIN_TILE_STEP: Final = 16
 """Two numbers at the end of a name are pixel offsets if all of them are multiples of this or more."""
 THUMB_SIDE: Final = 32
+MAX_NAME: Final = 100
 HASH_DISTANCE: Final = 10
 """Perceptual hashes of two near-duplicates differ in at most this many of 64 bits."""
 CORRELATION: Final = 0.92
@@ -49,7 +51,7 @@ _SPLIT_WORDS: Final[dict[str, Split]] = {
     "test": "test",
     "testing": "test",
 }
-_LAYOUT_WORDS: Final = frozenset({"images", "labels", "annotations", *_SPLIT_WORDS})
+LAYOUT_WORDS: Final = frozenset({"images", "labels", "annotations", *_SPLIT_WORDS})
 _ROBOFLOW = re.compile(r"^(?P<original>.+)\.rf\.[0-9a-zA-Z]{8,}$")
 _ROBOFLOW_SUFFIX = re.compile(r"_(jpe?g|png|tiff?|bmp|webp)$", re.IGNORECASE)
 _TILE = re.compile(r"^(?P<frame>.+?)[_-]x?(?P<x>0|[1-9]\d{0,5})[_-]y?(?P<y>0|[1-9]\d{0,5})$")
@@ -61,6 +63,8 @@ _RANDOM = re.compile(
 _TIMESTAMP = re.compile(
     r"(?<!\d)(?P<date>(?:19|20)\d{6})[_T-]?(?P<hour>[01]\d|2[0-3])(?P<minute>[0-5]\d)[0-5]\d(?!\d)"
 )
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_GENERATED = re.compile(r"syn-\d+", re.IGNORECASE)
 _FRAME = re.compile(r"^(?P<before>.*?)(?P<number>(?<!\d)\d{1,9})\D*$")
 
 
@@ -238,13 +242,37 @@ def symmetries(pictures: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     return turns + [turn[:, :, ::-1] for turn in turns]
 
 
+def unique_names(stems: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """A name for each photo that is safe as a file name anywhere, and no other photo's.
+
+    The stem, where that will do; a short hash of the path behind it, where stems are equal (but for
+    capitals), too long, or look like those of generated pictures.
+
+    Args:
+        stems: Of the photos' file names.
+        paths: Of the photos, all different.
+
+    Examples:
+        >>> unique_names(["bay 1", "A", "a"], ["x/bay 1.jpg", "x/A.jpg", "y/a.jpg"])
+        ['bay-1', 'A-d8fd9afa', 'a-66aafdc2']
+    """
+    safe = [_UNSAFE.sub("-", stem).strip(".-") or "photo" for stem in stems]
+    number = Counter(name.lower() for name in safe)
+    names = []
+    for name, path in zip(safe, paths, strict=True):
+        if number[name.lower()] > 1 or len(name) > MAX_NAME or _GENERATED.fullmatch(name):
+            name = f"{name[:MAX_NAME]}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+        names.append(name)
+    return names
+
+
 def _original(path: str) -> str:
     pure = PurePosixPath(path)
     stem = pure.name[: -len(pure.suffix)] if pure.suffix else pure.name
     roboflow = _ROBOFLOW.match(stem)
     if roboflow:
         stem = _ROBOFLOW_SUFFIX.sub("", roboflow["original"])
-    place = [part for part in pure.parts[:-1] if part.lower() not in _LAYOUT_WORDS]
+    place = [part for part in pure.parts[:-1] if part.lower() not in LAYOUT_WORDS]
     return "/".join([*place, stem])
 
 

@@ -1,0 +1,245 @@
+"""The photos' files, for `prepare`: found, hashed, decoded upright, cut into tiles.
+
+Nothing here writes into the photos' folder. Links that leave it are not followed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from synthdet.core.groups import THUMB_SIDE
+from synthdet.core.records import Rejected
+from synthdet.workspace import CONFIG_NAME
+
+PHOTO_SUFFIXES: Final = (
+    ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".avif",
+)  # fmt: skip
+MAX_PIXELS: Final = 178_956_970
+"""Where PIL too speaks of a decompression bomb."""
+_ORIENTATION_TAG: Final = 274
+_PNG_COMPRESSION: Final = 3
+
+Picture = NDArray[np.uint8]
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Files under a folder, relative to it, sorted; and links in it that lead out."""
+
+    root: Path
+    files: tuple[str, ...]
+    rejected: tuple[Rejected, ...]
+
+    @property
+    def photos(self) -> list[str]:
+        """Those with the suffix of a picture."""
+        return [path for path in self.files if path.lower().endswith(PHOTO_SUFFIXES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What decoding a photo told.
+
+    Attributes:
+        width: Of the upright photo, in pixels.
+        height: Of the upright photo, in pixels.
+        orientation: EXIF orientation of the file, 1 to 8.
+        stored_wh: Width and height as stored.
+        thumb: Grey thumbnail ``(32, 32)``.
+        reason: Why it cannot be used; the other fields mean nothing then.
+    """
+
+    width: int = 0
+    height: int = 0
+    orientation: int = 1
+    stored_wh: tuple[int, int] = (0, 0)
+    thumb: Picture | None = None
+    reason: str | None = None
+
+
+def list_files(root: Path) -> Listing:
+    """All files under a folder. Hidden ones, run folders and links that leave the folder are left out."""
+    files: list[str] = []
+    rejected: list[Rejected] = []
+    real_root = root.resolve()
+    for folder, subfolders, names in os.walk(root):
+        place = Path(folder)
+        linked = [name for name in subfolders if (place / name).is_symlink()]
+        for name in sorted(linked):
+            path = (place / name).relative_to(root).as_posix()
+            rejected.append(Rejected(path=path, reason="is a link to a folder: not followed"))
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if name not in linked
+            and not name.startswith((".", "__MACOSX"))
+            and not (place / name / CONFIG_NAME).is_file()
+        )
+        for name in sorted(names):
+            path = (place / name).relative_to(root).as_posix()
+            if name.startswith("."):
+                continue
+            if (place / name).is_symlink() and not _leads_inside(place / name, real_root):
+                if name.lower().endswith(PHOTO_SUFFIXES):
+                    reason = "is a link that leads out of the photos' folder, or nowhere"
+                    rejected.append(Rejected(path=path, reason=reason))
+                continue
+            if (place / name).is_file():
+                files.append(path)
+    return Listing(root, tuple(sorted(files)), tuple(rejected))
+
+
+def _leads_inside(link: Path, real_root: Path) -> bool:
+    try:
+        return link.resolve(strict=True).is_relative_to(real_root)
+    except (OSError, RuntimeError):  # it leads nowhere, or in a circle
+        return False
+
+
+def inspect(path: Path) -> Inspected:
+    """Decode a photo whole; say why if that is not possible."""
+    try:
+        picture, orientation, stored_wh = _decode(path)
+    except Exception as error:  # decoders fail in many ways; every one is this file's fault
+        return Inspected(reason=_decode_reason(path, error))
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    thumb = cv2.resize(grey, (THUMB_SIDE, THUMB_SIDE), interpolation=cv2.INTER_AREA)
+    height, width = picture.shape[:2]
+    return Inspected(width, height, orientation, stored_wh, thumb)
+
+
+def read_upright(path: Path) -> Picture:
+    """A photo as ``(height, width, 3)`` RGB, turned as EXIF says.
+
+    Raises:
+        OSError: It cannot be decoded.
+    """
+    return _decode(path)[0]
+
+
+def cut(picture: Picture, xyxy: Sequence[float], resolution: int) -> Picture:
+    """A square crop, resampled to ``resolution``.
+
+    Where the crop reaches over the photo's right or lower edge, the rest is filled with a blurred
+    mirror image: it continues the scene without making a second, unlabelled animal.
+
+    Args:
+        picture: ``(height, width, 3)`` RGB.
+        xyxy: Whole pixels of the photo.
+        resolution: Side of the result.
+    """
+    x1, y1, x2, y2 = (int(value) for value in xyxy)
+    crop = picture[y1:y2, x1:x2]
+    side = x2 - x1
+    height, width = crop.shape[:2]
+    if height < side or width < side:
+        filled = cv2.copyMakeBorder(
+            crop, 0, side - height, 0, side - width, borderType=cv2.BORDER_REFLECT_101
+        )
+        filled = cv2.GaussianBlur(filled, (0, 0), sigmaX=max(1.0, side / 24))
+        filled[:height, :width] = crop
+        crop = filled
+    if side == resolution:
+        return np.ascontiguousarray(crop)
+    how = cv2.INTER_AREA if side > resolution else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(crop, (resolution, resolution), interpolation=how), dtype=np.uint8)
+
+
+def to_png(picture: Picture) -> bytes:
+    """A picture ``(height, width, 3)`` RGB as PNG; the same bytes for the same pixels."""
+    encoded = cv2.imencode(
+        ".png",
+        cv2.cvtColor(picture, cv2.COLOR_RGB2BGR),
+        [cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION],
+    )[1]
+    return bytes(encoded.tobytes())
+
+
+def hash_bytes(content: bytes) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def in_order(work: Callable[[T], U], items: Iterable[T], workers: int) -> Iterator[U]:
+    """Results of ``work`` in the order of the items, a few of them in work at any time.
+
+    Threads, because decoders and encoders let go of the interpreter's lock: nothing has to be copied
+    between processes, and a killed run leaves no orphans.
+    """
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        waiting: list[Future[U]] = []
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _decode(path: Path) -> tuple[Picture, int, tuple[int, int]]:
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise Image.DecompressionBombError(f"{width} x {height} pixels")
+        orientation = _orientation(image)
+        image.load()
+        # Some decoders (TIFF) turn the picture while loading and then drop the tag.
+        upright = _turn(_to_rgb(image), _orientation(image))
+        return np.ascontiguousarray(upright), orientation, (width, height)
+
+
+def _orientation(image: Any) -> int:
+    try:
+        value = int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # EXIF that cannot be read says nothing about the picture
+        return 1
+    return value if 1 <= value <= 8 else 1
+
+
+def _to_rgb(image: Any) -> Picture:
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        if values.size and values.max() > 255:
+            values = values / 257  # 16 bit
+        image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    return np.asarray(image.convert("RGB"), dtype=np.uint8)
+
+
+def _turn(picture: Picture, orientation: int) -> Picture:
+    if orientation in (5, 6, 7, 8):
+        picture = picture.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        picture = picture[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        picture = picture[::-1]
+    return picture
+
+
+def _decode_reason(path: Path, error: Exception) -> str:
+    if not path.exists():
+        return "is gone"
+    if path.stat().st_size == 0:
+        return "is empty (0 bytes)"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"is too large to decode safely (decompression bomb): {error}"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "is not a picture that can be read"
+    return f"cannot be decoded whole: {' '.join(str(error).split()) or type(error).__name__}"
