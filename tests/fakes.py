@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from synthdet.core.records import DetectedBox
 from synthdet.models.protocols import Picture, PictureRequest, TrainTile
 
 
@@ -126,3 +128,92 @@ class FakeLoraTrainer:
         digest = hashlib.sha256("".join(tile.sha256 for tile in tiles).encode()).digest()
         weights = {"unet.to_q.lora_A.weight": np.frombuffer(digest, np.uint8).astype(np.float32)}
         save_file(weights, folder / "pytorch_lora_weights.safetensors")
+
+
+@dataclass
+class FakeDetector:
+    """Draws the boxes it was told to draw in a file, by the file's stem; nothing elsewhere.
+
+    Attributes:
+        boxes: Boxes by stem of the file name.
+        names: Its class names.
+        fail_at: Raise at this call, counted from 1 (0: never).
+        calls: Batches so far.
+        paths: All files it looked at, in order.
+    """
+
+    boxes: Mapping[str, Sequence[DetectedBox]] = field(default_factory=dict)
+    names: tuple[str, ...] = ("seal", "whale")
+    fail_at: int = 0
+    calls: int = 0
+    paths: list[Path] = field(default_factory=list)
+
+    def detect(
+        self, paths: Sequence[Path], *, min_confidence: float
+    ) -> list[tuple[DetectedBox, ...]]:
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise PlannedError(f"call {self.calls}")
+        self.paths += paths
+        return [
+            tuple(
+                sorted(
+                    (
+                        box
+                        for box in self.boxes.get(path.stem, ())
+                        if box.confidence >= min_confidence
+                    ),
+                    key=lambda box: -box.confidence,
+                )
+            )
+            for path in paths
+        ]
+
+
+@dataclass
+class FakeDetectorTrainer:
+    """Writes a weights folder that depends on the arguments and the pictures named alone.
+
+    Attributes:
+        fail_at: Raise in the middle of this training, counted from 1 (0: never).
+        trained: Folder names and arguments of all trainings, in order.
+    """
+
+    fail_at: int = 0
+    trained: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def calls(self) -> int:
+        return len(self.trained)
+
+    def train(
+        self,
+        data_yaml: Path,
+        weights_dir: Path,
+        *,
+        seed: int,
+        max_train_steps: int,
+        train_batch_size: int,
+        learning_rate: float,
+        image_size: int,
+        on_step: Callable[[int], None],
+    ) -> None:
+        arguments = {
+            "seed": seed,
+            "max_train_steps": max_train_steps,
+            "train_batch_size": train_batch_size,
+            "learning_rate": learning_rate,
+            "image_size": image_size,
+        }
+        self.trained.append({"weights": weights_dir.name, "data": data_yaml, **arguments})
+        on_step(1)
+        if self.calls == self.fail_at:
+            raise PlannedError(f"call {self.calls}")
+        on_step(max_train_steps)
+        weights_dir.mkdir(parents=True)
+        content = {path.name: path.read_text() for path in sorted(data_yaml.parent.glob("*.*"))}
+        digest = hashlib.sha256(json.dumps([arguments, content]).encode()).digest()
+        tensors = {"model.0.conv.weight": np.frombuffer(digest, np.uint8).astype(np.float32)}
+        save_file(tensors, weights_dir / "model.safetensors")
+        (weights_dir / "model.json").write_text('{"architecture": "fake"}')
+        (weights_dir / "names.json").write_text('["seal", "whale"]')
