@@ -1,0 +1,478 @@
+"""Real tiles and chosen synthetic pictures, as one YOLO and one COCO dataset from one manifest.
+
+Reads:
+    ``1-prepare/tiles.jsonl`` and ``dataset.json``, ``3-generate/images.jsonl``, ``4-filter/scores.jsonl``
+    and ``decisions.jsonl``, ``5-label/labels.jsonl``, ``curation.jsonl``, and the pictures.
+
+Writes:
+    ``6-export/yolo/`` (``data.yaml`` without a ``path``, so that the folder can be moved;
+    ``images/<split>/``, ``labels/<split>/``), ``6-export/coco/`` (``annotations/instances_<split>.json``;
+    ``images/<split>/``, hard links to the YOLO copies), ``manifest.jsonl`` and ``DATA_CARD.md``.
+
+Resume:
+    Everything is built in a folder of its own, read back, compared with the manifest and renamed into
+    place: killed before that, it is built again. It is also rebuilt when a decision before it changes.
+
+A person's verdict (the last one on that very picture) counts for synthetic pictures and for real
+train tiles. Val and test are the measure: no verdict takes a picture out of them or moves their boxes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from synthdet.config import Config
+from synthdet.core.boxes import check_boxes
+from synthdet.core.datacard import CardFacts, make_data_card
+from synthdet.core.formats.coco import to_coco
+from synthdet.core.formats.yolo import to_yolo_lines
+from synthdet.core.mixing import Candidate, Settled, choose, settle
+from synthdet.core.records import (
+    SPLITS,
+    Box,
+    Decision,
+    Label,
+    ManifestEntry,
+    Score,
+    Source,
+    Split,
+    SyntheticImage,
+    Tile,
+    Verdict,
+)
+from synthdet.core.splits import require_train
+from synthdet.errors import SynthdetError
+from synthdet.progress import Reporter
+from synthdet.stages.export_check import check_export
+from synthdet.workspace import (
+    StageFolder,
+    Workspace,
+    hash_file,
+    read_json,
+    read_records,
+    write_records,
+    write_text,
+)
+
+NOT_CHOSEN = "more than the mix asks for"
+LORA_NAME = "pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What the stages before left."""
+
+    class_names: tuple[str, ...]
+    tiles: list[Tile]
+    images: list[SyntheticImage]
+    scores: dict[str, Score]
+    decisions: dict[str, Decision]
+    labels: dict[str, Label]
+    verdicts: dict[str, Verdict]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is exported, each with the file it is copied from, and what is not."""
+
+    entries: list[ManifestEntry]
+    sources: list[Path]
+    left_out: dict[str, int]
+    notes: list[str]
+
+
+def run(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool = False) -> None:
+    """Write the datasets.
+
+    Raises:
+        SynthdetError: A stage before is not done, a promised picture is missing, two pictures have
+            one name, a box has no class, or what was written does not read back as it was meant.
+    """
+    folder = workspace.stage("export")
+    before = ("generate", "filter", "label")
+    curation = workspace.root / "curation.jsonl"
+    done = folder.claim(
+        settings=config.export.settings("making"),
+        inputs={"prepare": workspace.stage("prepare").output()},
+        decisions=config.export.settings("decision"),
+        decision_inputs={
+            **{name: workspace.stage(name).output() for name in before},
+            "curation": hash_file(curation) if curation.exists() else "none",
+        },
+        redo=redo,
+        note=lambda text: reporter.note("export", text),
+    )
+    if done and _is_whole(folder):
+        reporter.close("export", _closing_line((folder.lock() or {})["counts"]))
+        return
+    _remove_temporary(folder.path)
+    given = _read_inputs(workspace)
+    plan = _plan(workspace, given, config)
+    for note in plan.notes:
+        reporter.note("export", note)
+    _check_plan(plan, given.class_names, workspace)
+    build = folder.path / ".tmp-build"
+    with reporter.bar("export", len(plan.entries)) as advance:
+        for entry, source in zip(plan.entries, plan.sources, strict=True):
+            _write_picture(build, entry, source)
+            advance(1)
+    _write_annotations(build, plan.entries, given.class_names)
+    write_records(build / "manifest.jsonl", plan.entries)
+    write_text(build / "DATA_CARD.md", make_data_card(_card_facts(workspace, given, plan)))
+    check_export(build, given.class_names)
+    _put_in_place(build, folder.path)
+    counts = _counts(plan, given)
+    folder.close(
+        outputs=[folder.path / "manifest.jsonl", folder.path / "yolo" / "data.yaml"],
+        counts=counts,
+        runtime={},
+    )
+    reporter.close("export", _closing_line(counts))
+
+
+# --- planning ----------------------------------------------------------------------------------
+
+
+def _read_inputs(workspace: Workspace) -> _Inputs:
+    prepare, chosen = workspace.stage("prepare").path, workspace.stage("filter").path
+    generated, labelled = workspace.stage("generate").path, workspace.stage("label").path
+    verdicts = read_records(workspace.root / "curation.jsonl", Verdict)
+    return _Inputs(
+        class_names=tuple(read_json(prepare / "dataset.json")["classes"]),
+        tiles=read_records(prepare / "tiles.jsonl", Tile),
+        images=read_records(generated / "images.jsonl", SyntheticImage),
+        scores={one.image_id: one for one in read_records(chosen / "scores.jsonl", Score)},
+        decisions={one.image_id: one for one in read_records(chosen / "decisions.jsonl", Decision)},
+        labels={one.image_id: one for one in read_records(labelled / "labels.jsonl", Label)},
+        verdicts={verdict.image_id: verdict for verdict in verdicts},
+    )
+
+
+def _plan(workspace: Workspace, given: _Inputs, config: Config) -> _Plan:
+    """Every picture that goes in, real ones first: from records and settings alone."""
+    hashes = {tile.tile_id: tile.sha256 for tile in given.tiles}
+    hashes |= {image.image_id: image.sha256 for image in given.images}
+    verdicts = {
+        image_id: verdict
+        for image_id, verdict in given.verdicts.items()
+        if image_id in hashes and verdict.sha256 in (None, hashes[image_id])
+    }
+    entries = []
+    for tile in given.tiles:
+        verdict = verdicts.get(tile.tile_id) if tile.split == "train" else None
+        if verdict is None or verdict.verdict == "accept":
+            entries.append(_real_entry(tile, verdict))
+    num_real = sum(entry.split == "train" for entry in entries)
+    settled = {
+        image.image_id: settle(
+            image,
+            given.decisions.get(image.image_id),
+            given.labels.get(image.image_id),
+            verdicts.get(image.image_id),
+            include_review=config.export.include_review,
+        )
+        for image in given.images
+    }
+    chosen = _choose(given, settled, num_real, config)
+    left_out = Counter(one.reason for one in settled.values() if one.reason is not None)
+    left_out[NOT_CHOSEN] = sum(one.reason is None for one in settled.values()) - len(chosen)
+    entries += [
+        _synthetic_entry(image, settled[image.image_id], given, verdicts.get(image.image_id))
+        for image in given.images
+        if image.image_id in chosen
+    ]
+    paths = {tile.tile_id: tile.path for tile in given.tiles}
+    paths |= {image.image_id: image.path for image in given.images if image.image_id in chosen}
+    return _Plan(
+        entries,
+        [workspace.root / paths[entry.image_id] for entry in entries],
+        {reason: left_out[reason] for reason in sorted(left_out) if left_out[reason]},
+        _notes(given, verdicts),
+    )
+
+
+def _notes(given: _Inputs, verdicts: Mapping[str, Verdict]) -> list[str]:
+    notes = []
+    if gone := len(given.verdicts) - len(verdicts):
+        notes.append(f"{gone} verdicts are on pictures that are gone: they do not count")
+    held_out = {tile.tile_id for tile in given.tiles if tile.split != "train"}
+    if unheard := len(held_out & verdicts.keys()):
+        notes.append(
+            f"{unheard} verdicts on val and test tiles are not followed: correct the annotations instead"
+        )
+    return notes
+
+
+def _choose(
+    given: _Inputs, settled: Mapping[str, Settled], num_real: int, config: Config
+) -> set[str]:
+    candidates = []
+    for image in given.images:
+        result = settled[image.image_id]
+        if result.reason is None:
+            score = given.scores.get(image.image_id, Score(image_id=image.image_id))
+            empty = not result.boxes
+            candidates.append(
+                Candidate(
+                    image.image_id,
+                    is_background=empty,
+                    similarity=score.background_similarity if empty else score.similarity,
+                )
+            )
+    mix = config.export
+    return set(
+        choose(
+            candidates,
+            num_real=num_real,
+            num_synthetic=mix.num_synthetic,
+            synthetic_fraction=mix.synthetic_fraction,
+            max_background_fraction=mix.max_background_fraction,
+            select=mix.select,
+            seed=mix.seed,
+        )
+    )
+
+
+def _real_entry(tile: Tile, verdict: Verdict | None) -> ManifestEntry:
+    provenance = {
+        "photo": tile.image_id,
+        "group": tile.group,
+        "xyxy": list(tile.xyxy),
+        "scale": tile.scale,
+    }
+    boxes = tile.boxes
+    if verdict is not None and verdict.boxes is not None:
+        boxes = verdict.boxes
+        provenance["boxes"] = "curation"
+    return _entry(tile.tile_id, "real", tile.split, tile, boxes, provenance)
+
+
+def _synthetic_entry(
+    image: SyntheticImage, settled: Settled, given: _Inputs, verdict: Verdict | None
+) -> ManifestEntry:
+    score, label = given.scores.get(image.image_id), given.labels.get(image.image_id)
+    provenance = {
+        "prompt": image.prompt,
+        "seed": image.seed,
+        "similarity": score.similarity if score else None,
+        "nearest_real": score.nearest_real if score else None,
+        "boxes": "curation" if verdict else label.status if label else None,
+    }
+    known = {name: value for name, value in provenance.items() if value is not None}
+    return _entry(image.image_id, "synthetic", "train", image, settled.boxes, known)
+
+
+def _entry(
+    image_id: str,
+    source: Source,
+    split: Split,
+    picture: Tile | SyntheticImage,
+    boxes: Sequence[Box],
+    provenance: dict[str, Any],
+) -> ManifestEntry:
+    name = image_id + Path(picture.path).suffix.lower()
+    usable, _ = check_boxes(boxes, picture.width, picture.height)
+    return ManifestEntry(
+        image_id=image_id,
+        source=source,
+        split=split,
+        yolo_path=f"6-export/yolo/images/{split}/{name}",
+        coco_path=f"6-export/coco/images/{split}/{name}",
+        sha256=picture.sha256,
+        width=picture.width,
+        height=picture.height,
+        boxes=tuple(usable),
+        provenance=provenance,
+    )
+
+
+def _check_plan(plan: _Plan, class_names: Sequence[str], workspace: Workspace) -> None:
+    """Refuse what must never be written, before anything is."""
+    seen: dict[str, str] = {}
+    for entry, source in zip(plan.entries, plan.sources, strict=True):
+        require_train(entry.source, entry.split, entry.image_id)
+        key = entry.image_id.casefold()  # a stick or a Mac may not tell A.png from a.png
+        if key in seen:
+            raise SynthdetError(
+                f"two pictures are called {seen[key]} and {entry.image_id}: rename one, or it would hide the other"
+            )
+        seen[key] = entry.image_id
+        for box in entry.boxes:
+            if not 0 <= box.class_id < len(class_names):
+                raise SynthdetError(
+                    f"{entry.image_id} has a box of class {box.class_id}, and there are {len(class_names)} classes: "
+                    "correct its annotation, or its line in curation.jsonl"
+                )
+        if not source.exists():
+            stage = "prepare" if entry.source == "real" else "generate"
+            raise SynthdetError(
+                f"{source} is missing: put it back, or make it again with `synthdet {stage} {workspace.root}`"
+            )
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def _write_picture(build: Path, entry: ManifestEntry, source: Path) -> None:
+    """Copy the picture (a tool may write into its dataset), link COCO's to that copy, write its label."""
+    yolo, coco = (build / Path(path).relative_to("6-export") for path in _paths(entry))
+    label = _label_path(yolo)
+    for path in (yolo, coco, label):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copyfile(source, yolo)
+        label.write_text(to_yolo_lines(entry.boxes, entry.width, entry.height), encoding="utf-8")
+        try:
+            os.link(yolo, coco)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(yolo, coco)
+    except OSError as error:
+        raise SynthdetError(
+            f"{yolo.parent} cannot be written ({error.strerror or error}): make room and run the same command again"
+        ) from error
+
+
+def _paths(entry: ManifestEntry) -> tuple[str, str]:
+    return entry.yolo_path, entry.coco_path
+
+
+def _label_path(image: Path) -> Path:
+    """Where YOLO looks for the label of ``images/<split>/<name>``."""
+    return image.parents[2] / "labels" / image.parent.name / f"{image.stem}.txt"
+
+
+def _write_annotations(
+    build: Path, entries: Sequence[ManifestEntry], class_names: Sequence[str]
+) -> None:
+    data: dict[str, Any] = {}
+    for split in SPLITS:
+        for folder in ("yolo/images", "yolo/labels", "coco/images"):
+            (build / folder / split).mkdir(parents=True, exist_ok=True)
+        data[split] = f"images/{split}"
+        pictures = [
+            (Path(entry.coco_path).name, entry.width, entry.height, entry.boxes)
+            for entry in entries
+            if entry.split == split
+        ]
+        info = {"description": f"{split} pictures, exported by synthdet: see DATA_CARD.md"}
+        text = json.dumps(to_coco(pictures, class_names, info=info), ensure_ascii=False)
+        write_text(build / "coco" / "annotations" / f"instances_{split}.json", text + "\n")
+    data["nc"] = len(class_names)
+    data["names"] = dict(enumerate(class_names))
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    write_text(build / "yolo" / "data.yaml", text)
+
+
+def _put_in_place(build: Path, folder: Path) -> None:
+    """Replace the old export piece by piece; the lock says unfinished until all are there."""
+    for piece in sorted(build.iterdir()):
+        place = folder / piece.name
+        if place.exists():
+            os.rename(place, folder / f".tmp-old-{piece.name}")
+        os.rename(piece, place)
+    _remove_temporary(folder)
+
+
+def _remove_temporary(folder: Path) -> None:
+    for leftover in folder.glob(".tmp-*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+# --- telling -----------------------------------------------------------------------------------
+
+
+def _is_whole(folder: StageFolder) -> bool:
+    """Whether every promised file is there."""
+    names = ["DATA_CARD.md", "manifest.jsonl", "yolo/data.yaml"]
+    names += [f"coco/annotations/instances_{split}.json" for split in SPLITS]
+    if not all((folder.path / name).exists() for name in names):
+        return False
+    entries = read_records(folder.path / "manifest.jsonl", ManifestEntry)
+    root = folder.path.parent
+    return all(
+        path.exists()
+        for entry in entries
+        for path in (
+            root / entry.yolo_path,
+            root / entry.coco_path,
+            _label_path(root / entry.yolo_path),
+        )
+    )
+
+
+def _counts(plan: _Plan, given: _Inputs) -> dict[str, Any]:
+    synthetic = [entry for entry in plan.entries if entry.source == "synthetic"]
+    boxes = Counter(box.class_id for entry in plan.entries for box in entry.boxes)
+    return {
+        "splits": dict(Counter(entry.split for entry in plan.entries)),
+        "real": len(plan.entries) - len(synthetic),
+        "synthetic": len(synthetic),
+        "synthetic_backgrounds": sum(not entry.boxes for entry in synthetic),
+        "boxes": {name: boxes[class_id] for class_id, name in enumerate(given.class_names)},
+        "left_out": plan.left_out,
+    }
+
+
+def _closing_line(counts: Mapping[str, Any]) -> str:
+    number, empty = counts["synthetic"], counts["synthetic_backgrounds"]
+    if number:
+        what = f"{counts['real']} real and {number} synthetic pictures"
+        what += f" ({empty} of them confirmed backgrounds)" if empty else ""
+    else:
+        what = f"{counts['real']} real pictures and no synthetic one"
+        reasons = [f"{some} {reason}" for reason, some in counts["left_out"].items()]
+        what += f": {', '.join(reasons)}" if reasons else ""
+    splits = ", ".join(f"{split} {some}" for split, some in counts["splits"].items())
+    return f"{what} · {splits} · YOLO and COCO read back equal"
+
+
+def _card_facts(workspace: Workspace, given: _Inputs, plan: _Plan) -> CardFacts:
+    locks = {
+        name: workspace.stage(name).lock() or {}
+        for name in ("finetune", "generate", "filter", "label")
+    }
+    has_synthetic = any(entry.source == "synthetic" for entry in plan.entries)
+    return CardFacts(
+        class_names=given.class_names,
+        entries=plan.entries,
+        left_out=plan.left_out,
+        filter_counts=locks["filter"].get("counts", {}),
+        label_counts=locks["label"].get("counts", {}),
+        models=_models(workspace, locks) if has_synthetic else {},
+    )
+
+
+def _models(workspace: Workspace, locks: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The networks that made the synthetic part, as the stages that used them recorded it."""
+    settings = {name: lock.get("settings", {}) for name, lock in locks.items()}
+    lora = workspace.stage("finetune").path / LORA_NAME
+    detector, weights = settings["label"].get("detector"), settings["label"].get("weights")
+    models = {"Filter": _public(settings["filter"].get("model"))}
+    if settings["generate"].get("pictures"):
+        models["Synthetic pictures"] = "made elsewhere and brought in by the user"
+    else:
+        models["Base model"] = _public(settings["finetune"].get("base_model"))
+        models["LoRA"] = f"SHA-256 {hash_file(lora)}" if lora.exists() else None
+    if weights:
+        models["Boxes of synthetic pictures"] = _public(weights)
+    elif detector:
+        models["Boxes of synthetic pictures"] = (
+            f"{_public(detector)}, trained on the real train tiles"
+        )
+    return {name: model for name, model in models.items() if model is not None}
+
+
+def _public(model: str | None) -> str | None:
+    """A hub id as it is; of a path the name alone: where it lay on one's disk is nobody's business."""
+    if model is not None and model.startswith(("/", "~", ".")):
+        return Path(model).name
+    return model
