@@ -1,0 +1,262 @@
+"""Train tiles -> SDXL LoRA.
+
+Reads:
+    ``1-prepare/tiles.jsonl`` and its train tiles; nothing of val or test. With ``finetune.lora``,
+    that file instead.
+
+Writes:
+    ``2-finetune/pytorch_lora_weights.safetensors`` in diffusers' format; ``metrics.jsonl``, a line
+    a logged step; ``samples/``, the base model's picture beside the LoRA's, same prompt and seed;
+    ``checkpoints/``, the training's last state; ``cache/`` (latents) while it trains.
+
+Resume:
+    The trainer goes on from its newest whole checkpoint and ends with the same weights. Samples are
+    drawn again if one is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from synthdet.config import Config
+from synthdet.core.records import Tile
+from synthdet.errors import SynthdetError
+from synthdet.models.protocols import (
+    ImageGenerator,
+    LoraTrainer,
+    Picture,
+    PictureRequest,
+    TrainTile,
+)
+from synthdet.progress import Reporter
+from synthdet.workspace import (
+    StageFolder,
+    Workspace,
+    atomic_path,
+    hash_file,
+    read_records,
+    write_text,
+)
+
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+METRICS_NAME = "metrics.jsonl"
+_LARGEST_HEADER = 100_000_000
+
+
+def run(
+    workspace: Workspace,
+    config: Config,
+    reporter: Reporter,
+    *,
+    open_trainer: Callable[[], LoraTrainer],
+    open_generator: Callable[[Path | None], ImageGenerator],
+    redo: bool = False,
+) -> None:
+    """Train the LoRA, or take in the user's own, and draw samples with and without it.
+
+    Args:
+        workspace: The run folder.
+        config: All settings; samples are drawn with the steps and guidance of ``generate``.
+        reporter: Hears the progress.
+        open_trainer: Opens the trainer; not called where nothing is to be trained.
+        open_generator: Opens a pipeline with a LoRA, or with None the base model's.
+        redo: Set the old folder aside and start afresh.
+
+    Raises:
+        SynthdetError: Prepare is not done, there is no train tile, a tile or the user's LoRA cannot
+            be used, a setting was changed, or the training diverged.
+    """
+    settings = config.finetune
+    folder = workspace.stage("finetune")
+    inputs = {"prepare": workspace.stage("prepare").output()}
+    if settings.lora is not None:
+        _check_lora(settings.lora)
+        inputs["lora"] = hash_file(settings.lora)
+    done = folder.claim(
+        settings=settings.settings("making"),
+        inputs=inputs,
+        redo=redo,
+        note=lambda text: reporter.note("finetune", text),
+    )
+    weights = folder.path / WEIGHTS_NAME
+    samples = [folder.path / "samples" / f"sample-{i:02d}.png" for i in range(settings.num_samples)]
+    if done and all(path.exists() for path in (weights, folder.path / METRICS_NAME, *samples)):
+        lock = folder.lock() or {}
+        reporter.close("finetune", _closing_line({**lock["counts"], **lock["runtime"]}))
+        return
+    for leftover in folder.path.rglob(".tmp-*.*"):
+        if leftover.is_file():
+            leftover.unlink()
+
+    tiles = read_records(workspace.stage("prepare").path / "tiles.jsonl", Tile)
+    train_tiles = [tile for tile in tiles if tile.split == "train"]
+    counts: dict[str, Any] = {"tiles": len(train_tiles)}
+    runtime: dict[str, Any] = settings.settings("runtime")
+    if settings.lora is not None:
+        with atomic_path(weights) as temporary:
+            shutil.copyfile(settings.lora, temporary)
+        write_text(folder.path / METRICS_NAME, "")
+        counts["own_lora"] = settings.lora.name
+    elif not weights.exists():
+        rate = _train(folder, plan_training(train_tiles, workspace), config, reporter, open_trainer)
+        runtime["steps_per_second"] = rate
+    if settings.lora is None:
+        counts["steps"] = settings.max_train_steps
+        counts["loss_first"], counts["loss_last"] = _read_trend(folder.path / METRICS_NAME)
+    if not all(path.exists() for path in samples):
+        _draw_samples(samples, train_tiles, weights, config, reporter, open_generator)
+    folder.close(outputs=[weights], counts=counts, runtime=runtime)
+    reporter.close("finetune", _closing_line({**counts, **runtime}))
+
+
+def plan_training(tiles: Sequence[Tile], workspace: Workspace) -> list[TrainTile]:
+    """What the trainer is given.
+
+    Raises:
+        SynthdetError: There is none, one is of val or test, or a picture is missing.
+    """
+    if not tiles:
+        raise SynthdetError("there is no train tile to learn from: look at 1-prepare/tiles.jsonl")
+    planned = []
+    for tile in tiles:
+        if tile.split != "train":
+            raise SynthdetError(
+                f"{tile.tile_id} is a {tile.split} tile: the LoRA learns from train"
+            )
+        path = workspace.root / tile.path
+        if not path.exists():
+            raise SynthdetError(
+                f"{path} is missing: run `synthdet prepare {workspace.root}` to make it again"
+            )
+        planned.append(TrainTile(tile.tile_id, path, tile.caption, tile.sha256))
+    return planned
+
+
+def _train(
+    folder: StageFolder,
+    tiles: Sequence[TrainTile],
+    config: Config,
+    reporter: Reporter,
+    open_trainer: Callable[[], LoraTrainer],
+) -> float | None:
+    """Train; returns the steps a second, None where no step was left to do."""
+    total = config.finetune.max_train_steps
+    steps: list[int] = []
+    began = time.monotonic()
+    with reporter.bar("finetune", total, unit="step") as advance:
+
+        def on_step(step: int, _figures: dict[str, Any]) -> None:
+            nonlocal began
+            if not steps:
+                began = time.monotonic()  # loading and encoding are behind
+            advance(step - (steps[-1] if steps else 0))
+            steps.append(step)
+
+        open_trainer().train(tiles, folder.path, on_step=on_step)
+    made = steps[-1] - steps[0] if steps else 0
+    return round(made / max(time.monotonic() - began, 1e-6), 2) if made else None
+
+
+def _read_trend(path: Path) -> tuple[float | None, float | None]:
+    """Mean loss of the first and of the last tenth of the logged lines: one line is mostly noise."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    losses = [float(json.loads(line)["loss"]) for line in lines]
+    if not losses:
+        return None, None
+    tenth = max(1, len(losses) // 10)
+    return round(float(np.mean(losses[:tenth])), 4), round(float(np.mean(losses[-tenth:])), 4)
+
+
+def _draw_samples(
+    paths: Sequence[Path],
+    tiles: Sequence[Tile],
+    weights: Path,
+    config: Config,
+    reporter: Reporter,
+    open_generator: Callable[[Path | None], ImageGenerator],
+) -> None:
+    """Draw the most frequent captions of tiles with animals, left without the LoRA, right with it."""
+    seen = Counter(tile.caption for tile in tiles if tile.boxes) or Counter(
+        tile.caption for tile in tiles
+    )
+    captions = [
+        caption for caption, _ in sorted(seen.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    requests = [
+        PictureRequest(
+            captions[i % len(captions)], config.generate.negative_prompt, config.finetune.seed + i
+        )
+        for i in range(len(paths))
+    ]
+    halves: list[list[Picture]] = []
+    try:
+        with reporter.bar("finetune", 2 * len(paths), doing="samples") as advance:
+            for lora in (None, weights):
+                generator = open_generator(lora)
+                drawn = []
+                for request in requests:
+                    drawn += generator.generate(
+                        [request],
+                        width=tiles[0].width,
+                        height=tiles[0].height,
+                        num_inference_steps=config.generate.num_inference_steps,
+                        guidance_scale=config.generate.guidance_scale,
+                    )
+                    advance(1)
+                halves.append(drawn)
+                del generator  # two pipelines at once do not fit a small GPU
+    except MemoryError as error:
+        reporter.note("finetune", f"no samples were drawn, out of memory: {error}")
+        return
+    for path, request, left, right in zip(paths, requests, *halves, strict=True):
+        text = PngInfo()
+        text.add_text("prompt", request.prompt)
+        text.add_text("seed", str(request.seed))
+        with atomic_path(path) as temporary:
+            Image.fromarray(np.concatenate([left, right], axis=1)).save(temporary, pnginfo=text)
+
+
+def _check_lora(path: Path) -> None:
+    """Refuse what is not a safetensors file with LoRA weights, before any library opens it.
+
+    A pickle can run code when it is loaded; safetensors is a length, a JSON header and numbers.
+    """
+    if not path.is_file():
+        raise SynthdetError(f"finetune.lora: there is no file {path}")
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        raw = handle.read(length) if length <= min(size, _LARGEST_HEADER) else b""
+    try:
+        header = json.loads(raw)
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise SynthdetError(
+            f"finetune.lora: {path} is not a safetensors file; convert it, or train one here"
+        ) from error
+    if 8 + length + end != size:
+        raise SynthdetError(f"finetune.lora: {path} is cut off: copy or download it again")
+    if not any("lora" in name for name in tensors):
+        raise SynthdetError(f"finetune.lora: {path} holds no LoRA weights")
+
+
+def _closing_line(figures: dict[str, Any]) -> str:
+    if "own_lora" in figures:
+        return f"{figures['own_lora']} taken in, nothing trained"
+    line = f"{figures['tiles']} tiles · {figures['steps']} steps"
+    if figures.get("loss_first") is not None:
+        line += f" · loss {figures['loss_first']:.3f} to {figures['loss_last']:.3f}"
+    if figures.get("steps_per_second"):
+        line += f" · {figures['steps_per_second']:.1f} steps/s"
+    return line

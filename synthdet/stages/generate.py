@@ -1,0 +1,463 @@
+"""Prompts + LoRA -> synthetic photos.
+
+Reads:
+    ``1-prepare/dataset.json`` (class names) and ``tiles.jsonl`` (the size of a picture), and
+    ``2-finetune/pytorch_lora_weights.safetensors``. With ``generate.pictures``, that folder instead
+    of the LoRA: every picture in it is taken in, turned upright and made RGB; one of another
+    size is scaled until it covers the tile and cut about its centre; the prompt is read from a
+    ``.txt`` of the same name beside it, if there is one.
+
+Writes:
+    ``3-generate/images/<image_id>.png``, which carry their prompt and settings as PNG text;
+    ``images.jsonl``, a line each, in plan order; ``plan.json``, the shapes of the batches;
+    ``rejected.jsonl``, what could not be taken in.
+
+Resume:
+    Prompts, seeds and batches are planned from the whole list before the first picture. A batch with
+    a missing member is made again as a whole, which gives the same bytes. A batch that does not
+    fit into memory is halved, and so are all after it that are as large; ``plan.json`` keeps that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+from synthdet.config import Config, GenerateConfig
+from synthdet.core.prompts import PlannedPicture, make_image_id, plan_pictures
+from synthdet.core.records import Rejected, SyntheticImage, Tile
+from synthdet.errors import SynthdetError
+from synthdet.models.protocols import ImageGenerator, Picture, PictureRequest
+from synthdet.progress import Reporter
+from synthdet.workspace import (
+    StageFolder,
+    Workspace,
+    append_records,
+    atomic_path,
+    hash_file,
+    hash_json,
+    read_json,
+    read_records,
+    write_json,
+    write_records,
+)
+
+PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_IN_TEXT = (
+    "prompt", "negative_prompt", "seed", "scheduler", "num_inference_steps", "guidance_scale",
+    "lora_scale",
+)  # fmt: skip
+
+
+def run(
+    workspace: Workspace,
+    config: Config,
+    reporter: Reporter,
+    *,
+    open_generator: Callable[[], ImageGenerator],
+    redo: bool = False,
+) -> None:
+    """Make every planned picture that is not there yet.
+
+    Args:
+        workspace: The run folder.
+        config: All settings.
+        reporter: Hears the progress.
+        open_generator: Opens the pipeline with the run's LoRA; not called where no picture is
+            missing.
+        redo: Set the old folder aside and start afresh.
+
+    Raises:
+        SynthdetError: A stage before is not done, a prompt names something unknown, a setting was
+            changed, one picture alone does not fit into memory, or the disk is full.
+    """
+    settings = config.generate
+    folder = workspace.stage("generate")
+    if settings.pictures is None:
+        files = []
+        inputs = {"finetune": workspace.stage("finetune").output()}
+    else:
+        files = _list_pictures(settings.pictures)
+        inputs = {
+            "prepare": workspace.stage("prepare").output(),
+            "pictures": hash_json([[path.name, hash_file(path)] for path in files]),
+        }
+    done = folder.claim(
+        settings=settings.settings("making"),
+        inputs=inputs,
+        redo=redo,
+        note=lambda text: reporter.note("generate", text),
+    )
+    made = _Made(folder, reporter)
+    counts: dict[str, Any] = (folder.lock() or {}).get("counts", {})
+    if done and made.is_whole(counts["pictures"]):
+        reporter.close("generate", _closing_line(counts))
+        return
+    for leftover in folder.path.rglob(".tmp-*"):
+        leftover.unlink()
+
+    width, height = _picture_size(workspace)
+    if settings.pictures is None:
+        class_names = read_json(workspace.stage("prepare").path / "dataset.json")["classes"]
+        planned = _plan(settings, class_names)
+        _generate(made, planned, settings, (width, height), open_generator)
+        wanted = [picture.image_id for picture in planned]
+    else:
+        _take_in(made, files, (width, height))
+        wanted = [make_image_id(index) for index in range(len(files))]
+    records = made.close(wanted, (width, height))
+    counts = {
+        "taken_in": settings.pictures is not None,
+        "pictures": len(records),
+        "background": sum(record.asked_for == () for record in records),
+        "prompts": len({record.prompt for record in records}),
+        "rejected": len(made.rejected),
+    }
+    folder.close(outputs=[made.records_path], counts=counts, runtime=settings.settings("runtime"))
+    reporter.close("generate", _closing_line(counts))
+
+
+def _plan(settings: GenerateConfig, class_names: Sequence[str]) -> tuple[PlannedPicture, ...]:
+    return plan_pictures(
+        num_images=settings.num_images,
+        class_names=class_names,
+        prompts=settings.prompts,
+        animals=settings.animals,
+        attributes=settings.attributes,
+        background_prompts=settings.background_prompts,
+        background_fraction=settings.background_fraction,
+        negative_prompt=settings.negative_prompt,
+        seed=settings.seed,
+    )
+
+
+def _picture_size(workspace: Workspace) -> tuple[int, int]:
+    """Width and height of what the LoRA was trained on, and so of what is made."""
+    tiles = read_records(workspace.stage("prepare").path / "tiles.jsonl", Tile)
+    if not tiles:
+        raise SynthdetError("there is no tile to match in size: look at 1-prepare/tiles.jsonl")
+    return tiles[0].width, tiles[0].height
+
+
+def _closing_line(counts: Mapping[str, Any]) -> str:
+    line = f"{counts['pictures']} pictures"
+    line += " taken in" if counts["taken_in"] else f" of {counts['prompts']} prompts"
+    if counts["background"]:
+        line += f" · {counts['background']} asked to be background"
+    if counts["rejected"]:
+        line += f" · {counts['rejected']} files not taken in (rejected.jsonl says why)"
+    return line
+
+
+# --- what is made ----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Made:
+    """The pictures of the folder: what is there, what is added, and in the end all in order."""
+
+    folder: StageFolder
+    reporter: Reporter
+    records: dict[str, SyntheticImage] = field(init=False)
+    rejected: dict[str, Rejected] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.records_path = self.folder.path / "images.jsonl"
+        self.rejected_path = self.folder.path / "rejected.jsonl"
+        self.records = {
+            record.image_id: record for record in read_records(self.records_path, SyntheticImage)
+        }
+        self.rejected = {
+            record.path: record for record in read_records(self.rejected_path, Rejected)
+        }
+
+    def path(self, image_id: str) -> Path:
+        return self.folder.path / "images" / f"{image_id}.png"
+
+    def has(self, image_id: str) -> bool:
+        """Whether a picture was made and recorded, and its file is still there."""
+        return image_id in self.records and self.path(image_id).exists()
+
+    def is_whole(self, num_pictures: int) -> bool:
+        """Whether so many pictures are recorded, and all their files are there."""
+        return (
+            self.records_path.exists()
+            and len(self.records) == num_pictures
+            and all(self.path(image_id).exists() for image_id in self.records)
+        )
+
+    def add(self, pictures: Sequence[tuple[Picture, dict[str, Any]]]) -> None:
+        """Write pictures, then append their records.
+
+        Args:
+            pictures: Each with the fields of its record, but for those that the file tells.
+
+        Raises:
+            SynthdetError: The disk is full.
+        """
+        added = []
+        for picture, fields in pictures:
+            path = self.path(fields["image_id"])
+            text = PngInfo()
+            for name in _IN_TEXT:
+                text.add_text(name, str(fields[name]))
+            with atomic_path(path) as temporary:
+                # Level 1: nearly as small, five times as fast as the default.
+                Image.fromarray(picture).save(temporary, pnginfo=text, compress_level=1)
+            height, width, _ = picture.shape
+            added.append(
+                SyntheticImage(
+                    path=self.folder.workspace.relative(path),
+                    sha256=hash_file(path),
+                    width=width,
+                    height=height,
+                    **fields,
+                )
+            )
+        append_records(self.records_path, added)
+        self.records |= {record.image_id: record for record in added}
+
+    def close(self, wanted: Sequence[str], size_wh: tuple[int, int]) -> list[SyntheticImage]:
+        """Check every promised file, and put the records in plan order, each once.
+
+        Raises:
+            SynthdetError: A picture is unreadable or of another size.
+        """
+        records = [self.records[image_id] for image_id in wanted if image_id in self.records]
+        flat = []
+        for record in records:
+            path = self.path(record.image_id)
+            try:
+                with Image.open(path) as image:
+                    size, extrema = image.size, image.getextrema()
+            except OSError as error:
+                raise SynthdetError(f"{path} cannot be read: delete it and run again") from error
+            if size != size_wh:
+                raise SynthdetError(
+                    f"{path} is {size[0]} x {size[1]}, not {size_wh[0]} x {size_wh[1]}: "
+                    "delete it and run again"
+                )
+            if all(low == high for low, high in extrema):
+                flat.append(record.image_id)
+        if flat:
+            self.reporter.note(
+                "generate", f"{len(flat)} pictures are of one colour, such as {flat[0]}"
+            )
+        write_records(self.records_path, records)
+        write_records(self.rejected_path, self.rejected.values())
+        return records
+
+
+# --- generated -------------------------------------------------------------------------------------
+
+
+def _generate(
+    made: _Made,
+    planned: Sequence[PlannedPicture],
+    settings: GenerateConfig,
+    size_wh: tuple[int, int],
+    open_generator: Callable[[], ImageGenerator],
+) -> None:
+    batches = _Batches(made.folder.path / "plan.json", len(planned), settings.batch_size)
+    done = sum(made.has(picture.image_id) for picture in planned)
+    generator: ImageGenerator | None = None
+    with made.reporter.bar("generate", len(planned), done=done) as advance:
+        for number, batch in batches.walk(planned):
+            lacking = sum(not made.has(picture.image_id) for picture in batch)
+            if not lacking:
+                continue
+            generator = generator or _open(open_generator)
+            try:
+                pictures = _draw(generator, batch, settings, size_wh)
+            except MemoryError as error:
+                batches.halve(number, because=error)
+                made.reporter.note(
+                    "generate", f"out of memory with {len(batch)} pictures at once: halved"
+                )
+                continue
+            rows = zip(batch, pictures, strict=True)
+            made.add([(picture, _describe(plan, number, len(batch), generator, settings))
+                      for plan, picture in rows])  # fmt: skip
+            advance(lacking)
+
+
+def _open(open_generator: Callable[[], ImageGenerator]) -> ImageGenerator:
+    try:
+        return open_generator()
+    except MemoryError as error:
+        raise SynthdetError(f"the model does not fit into memory ({error}): free some") from error
+
+
+def _draw(
+    generator: ImageGenerator,
+    batch: Sequence[PlannedPicture],
+    settings: GenerateConfig,
+    size_wh: tuple[int, int],
+) -> list[Picture]:
+    width, height = size_wh
+    pictures = generator.generate(
+        [PictureRequest(plan.prompt, plan.negative_prompt, plan.seed) for plan in batch],
+        width=width,
+        height=height,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+    )
+    for picture in pictures:
+        if picture.shape != (height, width, 3) or picture.dtype != np.uint8:
+            raise TypeError(f"the generator drew {picture.dtype} {picture.shape}")
+    return pictures
+
+
+def _describe(
+    plan: PlannedPicture,
+    batch: int,
+    batch_shape: int,
+    generator: ImageGenerator,
+    settings: GenerateConfig,
+) -> dict[str, Any]:
+    return {
+        "image_id": plan.image_id,
+        "prompt": plan.prompt,
+        "negative_prompt": plan.negative_prompt,
+        "seed": plan.seed,
+        "scheduler": generator.scheduler,
+        "num_inference_steps": settings.num_inference_steps,
+        "guidance_scale": settings.guidance_scale,
+        "lora_scale": settings.lora_scale,
+        "batch": batch,
+        "batch_shape": batch_shape,
+        "asked_for": plan.asked_for,
+    }
+
+
+class _Batches:
+    """How the plan is cut into batches; written down, because a batch's shape changes pixels."""
+
+    def __init__(self, path: Path, num_pictures: int, batch_size: int) -> None:
+        self._path = path
+        if path.exists():
+            self._shapes = [int(shape) for shape in read_json(path)["batch_shapes"]]
+        else:
+            whole, rest = divmod(num_pictures, batch_size)
+            self._shapes = [batch_size] * whole + [rest] * (rest > 0)
+            self._write()
+        if sum(self._shapes) != num_pictures:
+            raise SynthdetError(f"{path} does not fit the settings: start again with --redo")
+
+    def walk(
+        self, planned: Sequence[PlannedPicture]
+    ) -> Iterator[tuple[int, Sequence[PlannedPicture]]]:
+        """Number and members of each batch; one that was halved comes again, as its halves."""
+        number = start = 0
+        while number < len(self._shapes):
+            shape = self._shapes[number]
+            yield number, planned[start : start + shape]
+            if self._shapes[number] == shape:
+                number, start = number + 1, start + shape
+
+    def halve(self, number: int, *, because: MemoryError) -> None:
+        """Cut a batch, and all after it that are as large, in two.
+
+        Raises:
+            SynthdetError: It is one picture.
+        """
+        limit = self._shapes[number]
+        if limit == 1:
+            raise SynthdetError(
+                f"one picture alone does not fit into memory ({because}): free some, or make "
+                "smaller pictures (prepare.resolution)"
+            ) from because
+        shapes = self._shapes[:number]
+        for shape in self._shapes[number:]:
+            shapes += [shape] if shape < limit else [shape - shape // 2, shape // 2]
+        self._shapes = shapes
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self._path, {"batch_shapes": self._shapes})
+
+
+# --- taken in --------------------------------------------------------------------------------------
+
+
+def _list_pictures(folder: Path) -> list[Path]:
+    """Picture files in a folder, by name.
+
+    Raises:
+        SynthdetError: There is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise SynthdetError(f"generate.pictures: there is no folder {folder}")
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
+    )
+    if not files:
+        raise SynthdetError(
+            f"generate.pictures: there is no picture in {folder} "
+            f"(looked for {', '.join(PICTURE_SUFFIXES)})"
+        )
+    return files
+
+
+def _take_in(made: _Made, files: Sequence[Path], size_wh: tuple[int, int]) -> None:
+    ids = {path: make_image_id(index) for index, path in enumerate(files)}
+    done = sum(made.has(image_id) for image_id in ids.values())
+    made.rejected.clear()
+    with made.reporter.bar("generate", len(files), done=done, doing="taking in") as advance:
+        for index, (path, image_id) in enumerate(ids.items()):
+            if made.has(image_id):
+                continue
+            picture = _read_picture(path, size_wh)
+            if isinstance(picture, str):
+                made.rejected[path.name] = Rejected(path=path.name, reason=picture)
+            else:
+                made.add([(picture, _describe_own(path, image_id, index))])
+            advance(1)
+    if made.rejected:
+        first = next(iter(made.rejected.values()))
+        made.reporter.note(
+            "generate",
+            f"{len(made.rejected)} files could not be taken in, such as {first.path}: {first.reason}",
+        )
+
+
+def _read_picture(path: Path, size_wh: tuple[int, int]) -> NDArray[np.uint8] | str:
+    """The user's picture, upright, RGB, in the size of a tile; or why it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            if upright.size != size_wh:
+                upright = ImageOps.fit(upright, size_wh, method=Image.Resampling.LANCZOS)
+            return np.array(upright)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return " ".join(str(error).split()).replace(str(path), path.name) or type(error).__name__
+
+
+def _describe_own(path: Path, image_id: str, index: int) -> dict[str, Any]:
+    sidecar = path.with_suffix(".txt")
+    prompt = ""
+    if sidecar.is_file():
+        prompt = sidecar.read_text(encoding="utf-8", errors="replace").strip()
+    return {
+        "image_id": image_id,
+        "prompt": prompt,
+        "negative_prompt": "",
+        "seed": 0,
+        "scheduler": "unknown",
+        "num_inference_steps": 0,
+        "guidance_scale": 0.0,
+        "lora_scale": 0.0,
+        "batch": index,
+        "batch_shape": 1,
+        "asked_for": None,
+        "file_name": path.name,
+    }
