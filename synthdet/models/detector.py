@@ -1,0 +1,321 @@
+"""The detector, trained and run by ultralytics in a child process.
+
+ultralytics (AGPL-3.0) is never imported here: loaded, it changes its process's threads and environment,
+looks up names on the network and downloads a font. `detector_worker` is its own process, this module
+the telephone. A child that dies or fails becomes a `SynthdetError` with its last useful line.
+
+Weights on disk are a folder: ``model.safetensors`` (the keys of ultralytics' ``state_dict``),
+``model.json`` (``architecture``: a name that ultralytics ships, or the whole description; and
+``image_size``) and ``names.json`` (class names in the order of their ids). Never a pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Self
+
+from synthdet.core.records import DetectedBox
+from synthdet.errors import SynthdetError
+
+WEIGHT_FILES = ("model.safetensors", "model.json", "names.json")
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds whole weights."""
+    return all((folder / name).is_file() for name in WEIGHT_FILES)
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    """A running child, its two pipes, and the unnamed file that holds what it printed."""
+
+    process: subprocess.Popen[str]
+    jobs: IO[str]
+    answers: IO[str]
+    log: IO[bytes]
+
+
+class DetectorProcess:
+    """The child, started with the first job. Jobs are done one after the other.
+
+    Args:
+        threads: Its threads on a CPU. Part of what it computes: another number, other last bits.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._child: _Child | None = None
+        self._stop: Callable[[], object] = lambda: None
+        self.opened_by: object = None
+        """Who had it open a detector last."""
+
+    def ask(self, job: dict[str, Any], on_step: Callable[[int], None] | None = None) -> Any:
+        """Have a job done and wait for it.
+
+        Raises:
+            SynthdetError: The job failed, or the child died.
+        """
+        if self._child is None:
+            self._child = _start(self._threads)
+            # Also when this object is forgotten, or the program ends: no child stays behind.
+            self._stop = weakref.finalize(self, _end, self._child)
+        child = self._child
+        try:
+            child.jobs.write(json.dumps(job) + "\n")
+            child.jobs.flush()
+        except BrokenPipeError:
+            raise self._death(child) from None
+        for line in child.answers:
+            answer = json.loads(line)
+            if "step" in answer:
+                if on_step is not None:
+                    on_step(answer["step"])
+            elif "error" in answer:
+                raise SynthdetError(answer["error"])
+            else:
+                return answer["done"]
+        raise self._death(child)
+
+    def close(self) -> None:
+        """End the child. A later job starts a new one."""
+        self._stop()
+        self._child = None
+        self.opened_by = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def _death(self, child: _Child) -> SynthdetError:
+        code = child.process.wait()
+        child.log.seek(0)
+        lines = child.log.read().decode("utf-8", errors="replace").split("\n")
+        self.close()
+        if code == -signal.SIGKILL:
+            return SynthdetError(
+                "the detector's process was killed: it may have run out of memory; lower train_batch_size "
+                "or image_size, or close other programs, and run the same command again"
+            )
+        told = [line.strip() for line in lines if line.strip()] or [f"exit status {code}"]
+        return SynthdetError(f"the detector's process died: {told[-1]}")
+
+
+def _start(threads: int) -> _Child:
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+    package = str(Path(__file__).resolve().parents[2])
+    search = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.Popen(  # noqa: S603 - our own module
+        [sys.executable, "-m", "synthdet.models.detector_worker", str(threads)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(search)},
+    )
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("a child without pipes")
+    return _Child(process, process.stdin, process.stdout, log)
+
+
+def _end(child: _Child) -> None:
+    """Close its input, which ends it, even in the middle of a job."""
+    child.answers.close()
+    with contextlib.suppress(BrokenPipeError):  # it is dead already
+        child.jobs.close()
+    try:
+        child.process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        child.process.kill()
+        child.process.wait()
+    child.log.close()
+
+
+def _find(detector: str | Path, *, trust: bool) -> dict[str, str]:
+    """Which of the three kinds of start weights a name is."""
+    path = Path(detector)
+    if path.suffix == ".pt":
+        if not path.is_file():
+            raise SynthdetError(
+                f"there is no file {path}: name one that exists (nothing is downloaded), or an architecture like yolo11n"
+            )
+        if not trust:
+            raise SynthdetError(
+                f"{path}: a .pt file can run code when it is loaded; if you know where it comes from, "
+                "set label.trust to true"
+            )
+        return {"kind": "checkpoint", "where": str(path.absolute())}
+    if path.is_dir():
+        if missing := [name for name in WEIGHT_FILES if not (path / name).is_file()]:
+            raise SynthdetError(f"{path} holds no detector: {missing[0]} is missing")
+        return {"kind": "folder", "where": str(path.absolute())}
+    if len(path.parts) > 1:
+        raise SynthdetError(
+            f"there is no detector {detector}: name a folder written by synthdet, a .pt file, or an architecture like yolo11n"
+        )
+    return {"kind": "architecture", "where": str(detector)}
+
+
+class YoloTrainer:
+    """Trains a YOLO on a YOLO folder.
+
+    Args:
+        detector: An architecture that ultralytics ships (random start weights), a folder of weights,
+            or a ``.pt`` file.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        threads: On a CPU.
+        trust: Whether a ``.pt`` file may be loaded.
+        process: A child to share with others; else one of its own.
+
+    Raises:
+        SynthdetError: No such weights, or a ``.pt`` file that is not trusted.
+    """
+
+    def __init__(
+        self,
+        detector: str | Path,
+        *,
+        device: str,
+        threads: int,
+        trust: bool = False,
+        process: DetectorProcess | None = None,
+    ) -> None:
+        self._start = _find(detector, trust=trust)
+        self._device = device
+        self._process = process or DetectorProcess(threads)
+
+    def train(
+        self,
+        data_yaml: Path,
+        weights_dir: Path,
+        *,
+        seed: int,
+        max_train_steps: int,
+        train_batch_size: int,
+        learning_rate: float,
+        image_size: int,
+        on_step: Callable[[int], None],
+    ) -> None:
+        """As `DetectorTrainer.train`.
+
+        AdamW; the rate rises over a tenth of the steps and falls in a line; mosaic but for the last
+        fifth; the averaged weights with the best map50_95 of ten looks at val.
+
+        Raises:
+            SynthdetError: The training failed.
+        """
+        for leftover in weights_dir.parent.glob(f".tmp-*-{weights_dir.name}"):
+            shutil.rmtree(leftover)
+        if weights_dir.exists():  # not whole, or it would not be made again
+            shutil.rmtree(weights_dir)
+        self._process.ask(
+            {
+                "job": "train",
+                **self._start,
+                "device": self._device,
+                "data_yaml": str(data_yaml.absolute()),
+                "weights_dir": str(weights_dir.absolute()),
+                "seed": seed,
+                "max_train_steps": max_train_steps,
+                "train_batch_size": train_batch_size,
+                "learning_rate": learning_rate,
+                "image_size": image_size,
+            },
+            on_step,
+        )
+
+    def close(self) -> None:
+        """End the child."""
+        self._process.close()
+
+
+class YoloDetector:
+    """Draws boxes in picture files. Overlapping boxes of a class (IoU above 0.7) are thinned out.
+
+    Args:
+        weights: A folder of weights, or a ``.pt`` file.
+        image_size: Side in pixels of the square that the network sees; pictures are fitted into it.
+        batch_size: Pictures a forward pass.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        threads: On a CPU.
+        trust: Whether a ``.pt`` file may be loaded.
+        process: A child to share with others; else one of its own.
+
+    Raises:
+        SynthdetError: No such weights, damaged ones, or a ``.pt`` file that is not trusted.
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(
+        self,
+        weights: Path,
+        *,
+        image_size: int,
+        batch_size: int,
+        device: str,
+        threads: int,
+        trust: bool,
+        process: DetectorProcess | None = None,
+    ) -> None:
+        self._start = _find(weights, trust=trust)
+        self._image_size = image_size
+        self._batch_size = batch_size
+        self._device = device
+        self._process = process or DetectorProcess(threads)
+        self.names = tuple(self._open()["names"])
+
+    def detect(
+        self, paths: Sequence[Path], *, min_confidence: float
+    ) -> list[tuple[DetectedBox, ...]]:
+        """As `Detector.detect`. At most 100 boxes a picture.
+
+        Raises:
+            SynthdetError: A file is not a picture, or the child died.
+        """
+        if self._process.opened_by is not self:  # somebody else used the child in between
+            self._open()
+        answer = self._process.ask(
+            {
+                "job": "detect",
+                "paths": [str(path.absolute()) for path in paths],
+                "image_size": self._image_size,
+                "batch_size": self._batch_size,
+                "min_confidence": min_confidence,
+            }
+        )
+        return [
+            tuple(
+                DetectedBox(xyxy=xyxy, class_id=class_id, confidence=confidence)
+                for xyxy, class_id, confidence in boxes
+            )
+            for boxes in answer
+        ]
+
+    def close(self) -> None:
+        """End the child."""
+        self._process.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def _open(self) -> Any:
+        answer = self._process.ask({"job": "open", **self._start, "device": self._device})
+        self._process.opened_by = self
+        return answer

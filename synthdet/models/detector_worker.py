@@ -1,0 +1,143 @@
+"""The process in which ultralytics lives: jobs come in as JSON lines, answers go out as JSON lines.
+
+Started by `synthdet.models.detector` as ``python -m synthdet.models.detector_worker THREADS``. It ends
+when its standard input ends, so it never outlives the process that started it, however that died.
+
+Reads (stdin), one object a line: ``{"job": "train" | "open" | "detect", ...}``.
+Writes (stdout): ``{"step": n}`` while training, and ``{"done": ...}`` or ``{"error": line}`` for each job.
+What ultralytics prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from synthdet.errors import SynthdetError
+
+if TYPE_CHECKING:
+    from ultralytics.nn.tasks import DetectionModel
+
+
+def main(threads: int) -> None:
+    """Answer jobs until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it closes our input
+    answers = _take_stdout()
+    settings = tempfile.mkdtemp(prefix="synthdet-detector-")
+    _prepare_environment(threads, settings)
+    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read_jobs, args=(jobs, settings), daemon=True).start()
+    worker = _Worker(threads, answers)
+    while True:
+        job = json.loads(jobs.get())
+        try:
+            answer = {"done": worker.do(job)}
+        except SynthdetError as error:
+            answer = {"error": str(error)}
+        except Exception as error:  # whatever happens in there, the parent must hear of it
+            traceback.print_exc()
+            answer = {"error": _explain(error)}
+        worker.say(answer)
+
+
+def _take_stdout() -> TextIO:
+    """A handle on the real standard output; all that is printed from now on goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return answers
+
+
+def _prepare_environment(threads: int, settings: str) -> None:
+    """Before the import: no network, no installing, settings of its own, our number of threads."""
+    os.environ.update(
+        YOLO_OFFLINE="true",
+        YOLO_AUTOINSTALL="false",
+        YOLO_VERBOSE="false",
+        YOLO_CONFIG_DIR=settings,
+        MPLCONFIGDIR=settings,
+        OMP_NUM_THREADS=str(threads),
+        CUBLAS_WORKSPACE_CONFIG=":4096:8",
+    )
+    os.chdir(settings)  # ultralytics looks for files by name in the current folder
+
+
+def _read_jobs(jobs: queue.SimpleQueue[str], settings: str) -> None:
+    """Hand on the jobs; where the input ends, the whole process ends, in the middle of a job too."""
+    for line in sys.stdin:
+        jobs.put(line)
+    shutil.rmtree(settings, ignore_errors=True)
+    os._exit(0)
+
+
+def _explain(error: Exception) -> str:
+    line = " ".join(str(error).split())[:300]
+    if "out of memory" in line.lower() or isinstance(error, MemoryError):
+        return f"out of memory: lower train_batch_size or image_size ({line})"
+    return f"the detector's process failed: {type(error).__name__}: {line}"
+
+
+class _Worker:
+    """Keeps the detector that was opened last."""
+
+    def __init__(self, threads: int, answers: TextIO) -> None:
+        import torch
+
+        from synthdet.models import yolo
+        from synthdet.models.devices import resolve_device
+
+        torch.set_num_threads(threads)  # the import of ultralytics has set its own
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.deterministic = True
+        self._yolo = yolo
+        self._resolve_device: Callable[[str], str] = resolve_device
+        self._answers = answers
+        self._network: DetectionModel | None = None
+        self._device = "cpu"
+
+    def say(self, answer: dict[str, Any]) -> None:
+        print(json.dumps(answer), file=self._answers, flush=True)
+
+    def do(self, job: dict[str, Any]) -> Any:
+        doing = {"train": self._train, "open": self._open, "detect": self._detect}
+        return doing[job.pop("job")](job)
+
+    def _train(self, job: dict[str, Any]) -> None:
+        start = self._yolo.Start(job.pop("kind"), job.pop("where"))
+        device = self._resolve_device(job.pop("device"))
+        data_yaml, weights_dir = Path(job.pop("data_yaml")), Path(job.pop("weights_dir"))
+        training = self._yolo.Training(data_yaml=data_yaml, weights_dir=weights_dir, **job)
+        self._yolo.train(start, training, device, lambda step: self.say({"step": step}))
+
+    def _open(self, job: dict[str, Any]) -> dict[str, Any]:
+        self._device = self._resolve_device(job["device"])
+        network = self._yolo.load_network(self._yolo.Start(job["kind"], job["where"]))
+        names = list(network.names.values())
+        self._network = network.fuse().to(self._device)
+        return {"names": names}
+
+    def _detect(self, job: dict[str, Any]) -> list[Any]:
+        assert self._network is not None  # noqa: S101 - the parent opens first
+        found = self._yolo.detect(
+            self._network,
+            [Path(path) for path in job["paths"]],
+            image_size=job["image_size"],
+            batch_size=job["batch_size"],
+            device=self._device,
+            min_confidence=job["min_confidence"],
+        )
+        return [[[box.xyxy, box.class_id, box.confidence] for box in boxes] for boxes in found]
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

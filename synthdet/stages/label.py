@@ -1,0 +1,378 @@
+"""Draw boxes on the synthetic pictures, and decide which of them a training may believe.
+
+Reads:
+    ``1-prepare/tiles.jsonl`` (train and val tiles) and ``dataset.json``, ``3-generate/images.jsonl``
+    with its pictures, ``4-filter/scores.jsonl`` (which pictures are unusable) and ``decisions.jsonl``.
+
+Writes:
+    ``5-label/real/``, the real train and val tiles as a YOLO dataset, and ``weights/``, the detector
+    trained on them (neither, where the user named weights); ``detections.jsonl``, raw, once, for every
+    usable picture; ``val_detections.jsonl``, the same for the real val tiles; ``labels.jsonl``, what the
+    thresholds make of the boxes of the pictures that the filter kept.
+
+Resume:
+    A training that was interrupted starts again and gives the same weights. Detections are made in
+    batches planned from the whole list; a batch is made again if any member is missing. Moving a
+    threshold, here or in the filter, opens no model.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from synthdet.config import Config
+from synthdet.core.formats.yolo import to_yolo_lines
+from synthdet.core.labelling import (
+    MIN_CONFIDENCE,
+    Calibration,
+    LabelRules,
+    calibrate_confidence,
+    decide_label,
+    map_classes,
+)
+from synthdet.core.records import Decision, Detections, Label, Score, SyntheticImage, Tile
+from synthdet.errors import SynthdetError
+from synthdet.models.detector import has_weights
+from synthdet.models.protocols import Detector, DetectorTrainer
+from synthdet.progress import Reporter
+from synthdet.workspace import (
+    StageFolder,
+    Workspace,
+    append_records,
+    hash_file,
+    hash_json,
+    read_json,
+    read_records,
+    write_records,
+    write_text,
+)
+
+DETECTION_BATCH = 32
+"""Pictures whose boxes are written at once. Part of what is made, so it is no knob."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Labelled:
+    """What the stages before left: the real tiles, and the pictures that can be used."""
+
+    class_names: tuple[str, ...]
+    tiles: list[Tile]
+    val: list[Tile]
+    images: list[SyntheticImage]
+    kept: set[str]
+
+
+def run(
+    workspace: Workspace,
+    config: Config,
+    reporter: Reporter,
+    *,
+    open_trainer: Callable[[], DetectorTrainer],
+    open_detector: Callable[[Path], Detector],
+    redo: bool = False,
+) -> None:
+    """Label every synthetic picture that the filter kept.
+
+    Raises:
+        SynthdetError: A stage before is not done, a promised picture is missing, there is no real
+            box to learn from, the user's weights do not fit, or a used setting was changed.
+    """
+    folder = workspace.stage("label")
+    done = folder.claim(
+        settings=config.label.settings("making"),
+        inputs=_inputs(workspace, config),
+        decisions=config.label.settings("decision"),
+        decision_inputs={"filter": workspace.stage("filter").output()},
+        redo=redo,
+        note=lambda text: reporter.note("label", text),
+    )
+    given = _read_inputs(workspace)
+    if done and _is_whole(folder, config, given):
+        reporter.close("label", _closing_line((folder.lock() or {})["counts"]))
+        return
+    for leftover in folder.path.rglob(".tmp-*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+    weights = folder.path / "weights"
+    if config.label.weights is not None:
+        weights = Path(config.label.weights).expanduser()
+    elif given.images and not has_weights(weights):
+        _train(folder, given, config, reporter, open_trainer)
+    opened = cache(lambda: _open(weights, given.class_names, config, open_detector))
+    val = [(tile.tile_id, workspace.root / tile.path) for tile in given.val]
+    pictures = [(image.image_id, workspace.root / image.path) for image in given.images]
+    val_path, path = folder.path / "val_detections.jsonl", folder.path / "detections.jsonl"
+    val_found = _detect(val_path, val if pictures else [], "prepare", opened, reporter)
+    found = _detect(path, pictures, "generate", opened, reporter)
+
+    calibration = _calibrate(given, val_found, config, reporter)
+    labels = _decide(given, found, calibration, config)
+    write_records(folder.path / "labels.jsonl", labels)
+    counts = _counts(labels, calibration, config)
+    folder.close(
+        outputs=[folder.path / "detections.jsonl", folder.path / "labels.jsonl"],
+        counts=counts,
+        runtime=config.label.settings("runtime"),
+    )
+    reporter.close("label", _closing_line(counts))
+
+
+def _inputs(workspace: Workspace, config: Config) -> dict[str, str]:
+    inputs = {name: workspace.stage(name).output() for name in ("prepare", "generate")}
+    if config.label.weights is not None:
+        weights = Path(config.label.weights).expanduser()
+        if not weights.exists():
+            raise SynthdetError(f"label.weights: there is no {weights}")
+        files = sorted(weights.iterdir()) if weights.is_dir() else [weights]
+        inputs["label.weights"] = hash_json([hash_file(path) for path in files if path.is_file()])
+    return inputs
+
+
+def _read_inputs(workspace: Workspace) -> _Labelled:
+    prepare, chosen = workspace.stage("prepare").path, workspace.stage("filter").path
+    tiles = read_records(prepare / "tiles.jsonl", Tile)
+    images = read_records(workspace.stage("generate").path / "images.jsonl", SyntheticImage)
+    faulty = {one.image_id for one in read_records(chosen / "scores.jsonl", Score) if one.fault}
+    decisions = read_records(chosen / "decisions.jsonl", Decision)
+    return _Labelled(
+        class_names=tuple(read_json(prepare / "dataset.json")["classes"]),
+        tiles=tiles,
+        val=[tile for tile in tiles if tile.split == "val"],
+        images=[image for image in images if image.image_id not in faulty],
+        kept={one.image_id for one in decisions if one.kept},
+    )
+
+
+def _is_whole(folder: StageFolder, config: Config, given: _Labelled) -> bool:
+    """Whether every promised file is there."""
+    found = read_records(folder.path / "detections.jsonl", Detections)
+    return (
+        (folder.path / "labels.jsonl").exists()
+        and [one.image_id for one in found] == [image.image_id for image in given.images]
+        and (
+            not given.images
+            or config.label.weights is not None
+            or has_weights(folder.path / "weights")
+        )
+    )
+
+
+# --- the detector ------------------------------------------------------------------------------
+
+
+def _train(
+    folder: StageFolder,
+    given: _Labelled,
+    config: Config,
+    reporter: Reporter,
+    open_trainer: Callable[[], DetectorTrainer],
+) -> None:
+    """Train the run's own detector on the real train tiles."""
+    if not any(tile.boxes for tile in given.tiles if tile.split == "train"):
+        raise SynthdetError(
+            "no real train tile has a box, so there is no detector to train: annotate some photos, "
+            "or name your own with label.weights"
+        )
+    data_yaml = _write_real_dataset(folder, given)
+    steps = config.label.max_train_steps
+    with reporter.bar("label", steps, unit="step", doing="training the detector") as advance:
+        done = 0
+
+        def on_step(step: int) -> None:
+            nonlocal done
+            advance(step - done)
+            done = step
+
+        open_trainer().train(
+            data_yaml,
+            folder.path / "weights",
+            seed=config.label.seed,
+            max_train_steps=steps,
+            train_batch_size=config.label.train_batch_size,
+            learning_rate=config.label.learning_rate,
+            image_size=config.label.image_size or config.prepare.resolution,
+            on_step=on_step,
+        )
+
+
+def _write_real_dataset(folder: StageFolder, given: _Labelled) -> Path:
+    """The train and val tiles as a YOLO dataset of hard links to our own files."""
+    root = folder.path / "real"
+    shutil.rmtree(root, ignore_errors=True)
+    for split in ("train", "val"):
+        for part in ("images", "labels"):
+            (root / part / split).mkdir(parents=True)
+    for tile in given.tiles:
+        if tile.split == "test":
+            continue
+        source = folder.workspace.root / tile.path
+        picture = root / "images" / tile.split / source.name
+        try:
+            os.link(source, picture)
+        except FileNotFoundError as error:
+            raise _missing(source, "prepare") from error
+        except OSError:  # a disk without hard links
+            shutil.copyfile(source, picture)
+        write_text(
+            root / "labels" / tile.split / f"{source.stem}.txt",
+            to_yolo_lines(tile.boxes, tile.width, tile.height),
+        )
+    fields = {
+        "train": "images/train",
+        "val": "images/val",
+        "names": dict(enumerate(given.class_names)),
+    }
+    write_text(root / "data.yaml", yaml.safe_dump(fields, sort_keys=False, allow_unicode=True))
+    return root / "data.yaml"
+
+
+def _open(
+    weights: Path,
+    class_names: Sequence[str],
+    config: Config,
+    open_detector: Callable[[Path], Detector],
+) -> tuple[Detector, dict[int, int]]:
+    """The detector, and its class ids in the run's."""
+    detector = open_detector(weights)
+    class_map = config.label.class_map if config.label.weights is not None else None
+    return detector, map_classes(detector.names, class_names, class_map)
+
+
+def _detect(
+    path: Path,
+    pictures: Sequence[tuple[str, Path]],
+    made_by: str,
+    opened: Callable[[], tuple[Detector, dict[int, int]]],
+    reporter: Reporter,
+) -> dict[str, Detections]:
+    """Raw boxes of all pictures by id; what stands in the file already is not made again."""
+    ids = [image_id for image_id, _file in pictures]
+    found = {one.image_id: one for one in read_records(path, Detections)}
+    if list(found) != ids[: len(found)]:  # of other pictures: what stands there is of no use
+        path.unlink()
+        found = {}
+    if not path.exists():
+        append_records(path, [])
+    if len(found) == len(ids):
+        return found
+    with reporter.bar("label", len(ids), done=len(found), doing="drawing boxes") as advance:
+        for begin in range(0, len(pictures), DETECTION_BATCH):
+            batch = pictures[begin : begin + DETECTION_BATCH]
+            if all(image_id in found for image_id, _file in batch):
+                continue
+            for _id, file in batch:
+                if not file.exists():
+                    raise _missing(file, made_by)
+            detector, to_run = opened()
+            boxes = detector.detect([file for _id, file in batch], min_confidence=MIN_CONFIDENCE)
+            made = [
+                Detections(
+                    image_id=image_id,
+                    boxes=tuple(
+                        box.model_copy(update={"class_id": to_run[box.class_id]})
+                        for box in drawn
+                        if box.class_id in to_run
+                    ),
+                )
+                for (image_id, _file), drawn in zip(batch, boxes, strict=True)
+            ]
+            made = [one for one in made if one.image_id not in found]
+            append_records(path, made)
+            found |= {one.image_id: one for one in made}
+            advance(len(made))
+    return found
+
+
+def _missing(path: Path, stage: str) -> SynthdetError:
+    return SynthdetError(
+        f"{path} is missing: put it back, or make it again with `synthdet {stage}`"
+    )
+
+
+# --- decisions ---------------------------------------------------------------------------------
+
+
+def _calibrate(
+    given: _Labelled, found: Mapping[str, Detections], config: Config, reporter: Reporter
+) -> Calibration:
+    chosen = config.label.confidence
+    tiles = [tile for tile in given.val if tile.tile_id in found]
+    calibration = calibrate_confidence(
+        [tile.boxes for tile in tiles],
+        [found[tile.tile_id].boxes for tile in tiles],
+        num_classes=len(given.class_names),
+        given=None if chosen == "calibrated" else chosen,
+    )
+    if given.images and chosen == "calibrated" and calibration.f1 is None:
+        why = (
+            f"the detector finds none of the {calibration.num_boxes} animals in the real val tiles"
+            if calibration.num_boxes
+            else "the real val tiles hold no animal"
+        )
+        reporter.note(
+            "label",
+            f"{why}: the confidence cannot be calibrated, {calibration.confidence} is used",
+        )
+    return calibration
+
+
+def _decide(
+    given: _Labelled, found: Mapping[str, Detections], calibration: Calibration, config: Config
+) -> list[Label]:
+    rules = LabelRules(
+        confidence=calibration.confidence,
+        review_confidence=config.label.review_confidence,
+        negatives=config.label.negatives,
+    )
+    return [
+        decide_label(
+            image.image_id,
+            found[image.image_id].boxes,
+            size_wh=(image.width, image.height),
+            asked_for=image.asked_for,
+            rules=rules,
+        )
+        for image in given.images
+        if image.image_id in given.kept
+    ]
+
+
+def _counts(labels: Sequence[Label], calibration: Calibration, config: Config) -> dict[str, Any]:
+    statuses = Counter(label.status for label in labels)
+    reasons = Counter(label.reason for label in labels if label.reason is not None)
+    return {
+        "accepted": statuses["accept"],
+        "review": statuses["review"],
+        "negative": statuses["negative"],
+        "usable": statuses["accept"] + statuses["negative"],
+        "reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
+        "confidence": calibration.confidence,
+        "confidence_from": "calibrated" if config.label.confidence == "calibrated" else "given",
+        "f1": calibration.f1,
+        "precision": calibration.precision,
+        "recall": calibration.recall,
+        "val_tiles": calibration.num_pictures,
+        "val_boxes": calibration.num_boxes,
+    }
+
+
+def _closing_line(counts: Mapping[str, Any]) -> str:
+    line = (
+        f"{counts['accepted']} accepted · {counts['review']} to review · "
+        f"{counts['negative']} confirmed background"
+    )
+    threshold = f"confidence {counts['confidence']:.2f}"
+    tiles = f"on {counts['val_tiles']} real val tile{'s' if counts['val_tiles'] != 1 else ''}"
+    if counts["f1"] is None:
+        return f"{line}  ({threshold}, {'given' if counts['confidence_from'] == 'given' else 'not calibrated'})"
+    best = "best F1" if counts["confidence_from"] == "calibrated" else "given, F1"
+    return f"{line}  ({threshold}, {best} {counts['f1']:.2f} {tiles})"

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from synthdet.config import Config, set_values
+from synthdet.core.records import Box, DetectedBox, ManifestEntry
+from synthdet.errors import SynthdetError
+from synthdet.stages import evaluate
+from synthdet.workspace import Workspace, read_json, write_records
+from tests.fakes import FakeDetector, FakeDetectorTrainer, PlannedError
+from tests.handmade import (
+    detected,
+    file_bytes,
+    finish,
+    make_images,
+    make_run,
+    make_tiles,
+    quiet,
+)
+
+Prepared = tuple[Workspace, Config, list[ManifestEntry]]
+OpenDetector = Callable[[Path], FakeDetector]
+
+
+def make_export(workspace: Workspace, *, synthetic: int = 4, **tiles: Any) -> list[ManifestEntry]:
+    """Finish export: every tile, and so many synthetic pictures."""
+    sources = [
+        (one.tile_id, "real", one.split, one.path, one.boxes)
+        for one in make_tiles(workspace, **tiles)
+    ]
+    images, truth = make_images(workspace, [(0,)] * synthetic)
+    sources += [
+        (image.image_id, "synthetic", "train", image.path, boxes)
+        for image, boxes in zip(images, truth, strict=True)
+    ]
+    folder = workspace.stage("export")
+    entries = []
+    for image_id, source, split, path, boxes in sources:
+        yolo_path = f"6-export/yolo/images/{split}/{image_id}.png"
+        (workspace.root / yolo_path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(workspace.root / path, workspace.root / yolo_path)
+        entries.append(
+            ManifestEntry(
+                image_id=image_id, source=source, split=split, yolo_path=yolo_path,
+                coco_path="", sha256="", width=72, height=48, boxes=boxes, provenance={},
+            )
+        )  # fmt: skip
+    write_records(folder.path / "manifest.jsonl", entries)
+    finish(folder, ["manifest.jsonl"])
+    return entries
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Prepared:
+    workspace, config = make_run(tmp_path / "run", evaluate={"max_train_steps": 5, "seeds": [0, 1]})
+    return workspace, config, make_export(workspace, test=(1, 2, 1, 1, 0, 1), groups=3)
+
+
+def detectors(entries: list[ManifestEntry], **found: Callable[[int], float]) -> OpenDetector:
+    """Detectors that find this share of the animals, by arm; the number of the seed is given."""
+
+    def open_detector(weights: Path) -> FakeDetector:
+        arm, seed = weights.parent.name, int(weights.name.removeprefix("seed-"))
+        rng = np.random.default_rng([seed, 7])
+        boxes: dict[str, tuple[DetectedBox, ...]] = {}
+        for entry in entries:
+            seen = [box for box in entry.boxes if rng.uniform() < found[arm](seed)]
+            ghost = Box(xyxy=(1, 1, 9, 6), class_id=0)
+            boxes[entry.image_id] = detected(seen, 0.9) + detected([ghost], 0.05)
+        return FakeDetector(boxes)
+
+    return open_detector
+
+
+def run(
+    prepared: Prepared,
+    *settings: str,
+    trainer: Any = None,
+    detector: Any = None,
+    redo: bool = False,
+) -> str:
+    workspace, config, entries = prepared
+    reporter, said = quiet()
+    evaluate.run(
+        workspace,
+        set_values(config, list(settings)),
+        reporter,
+        open_trainer=lambda: trainer or FakeDetectorTrainer(),
+        open_detector=detector
+        or detectors(entries, real=lambda _: 0.5, real_plus_synthetic=lambda _: 1.0),
+        redo=redo,
+    )
+    return said.getvalue()
+
+
+def no_model(*_arguments: Any) -> Any:
+    raise AssertionError("a model was opened")
+
+
+def verdict_of(prepared: Prepared) -> dict[str, Any]:
+    return read_json(prepared[0].stage("evaluate").path / "verdict.json")
+
+
+def test_whole(prepared: Prepared) -> None:
+    workspace = prepared[0]
+    trainer = FakeDetectorTrainer()
+    said = run(prepared, trainer=trainer)
+    folder = workspace.stage("evaluate").path
+    assert [(one["weights"], one["data"].parent.name) for one in trainer.trained] == [
+        ("seed-0", "real"), ("seed-0", "real_plus_synthetic"),
+        ("seed-1", "real"), ("seed-1", "real_plus_synthetic"),
+    ]  # fmt: skip
+    assert {one["seed"] for one in trainer.trained} == {0, 1}
+
+    rows = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text())))
+    assert len(rows) == 2 * 2 * len(evaluate.MEASURES)
+    value = {(row["arm"], row["seed"], row["measure"]): float(row["value"]) for row in rows}
+    assert value["real_plus_synthetic", "1", "map50"] == 1
+    assert value["real", "1", "map50"] < 1
+    assert value["real_plus_synthetic", "0", "recall"] == 1
+    assert value["real_plus_synthetic", "0", "precision"] == 1  # the ghost is below val's threshold
+    assert value["real_plus_synthetic", "0", "confidence"] == 0.9
+
+    verdict = verdict_of(prepared)
+    gained = 1 - (value["real", "0", "map50"] + value["real", "1", "map50"]) / 2
+    assert verdict["differences"]["map50"]["mean"] == pytest.approx(gained, abs=1e-5)
+    assert verdict["train_pictures"] == {"real": 12, "real_plus_synthetic": 16}
+    assert (verdict["test_pictures"], verdict["test_boxes"], verdict["test_groups"]) == (6, 6, 3)
+    assert verdict["verdict"] in said.lower()
+    assert "4 synthetic pictures" in verdict["sentence"]
+
+
+def test_arms_hold_what_they_are_called(prepared: Prepared) -> None:
+    run(prepared)
+    workspace, _, entries = prepared
+    arms = workspace.stage("evaluate").path / "arms"
+
+    def pictures(arm: str, split: str) -> list[Path]:
+        fields = yaml.safe_load((arms / arm / "data.yaml").read_text())
+        assert "path" not in fields
+        lines = (arms / arm / fields[split]).read_text().splitlines()
+        assert all(line.startswith("./") for line in lines)  # what ultralytics takes as relative
+        return [(arms / arm / line).resolve() for line in lines]
+
+    def exported(*sources: str, split: str) -> list[Path]:
+        return [
+            (workspace.root / one.yolo_path).resolve()
+            for one in entries
+            if one.split == split and one.source in sources
+        ]
+
+    assert pictures("real", "train") == exported("real", split="train")
+    assert pictures("real_plus_synthetic", "train") == exported("real", "synthetic", split="train")
+    for arm in ("real", "real_plus_synthetic"):
+        assert pictures(arm, "val") == exported("real", split="val")
+
+
+@pytest.mark.parametrize(
+    ("real", "with_synthetic", "verdict"),
+    [(0.0, 1.0, "gain"), (1.0, 0.0, "loss"), (0.7, 0.7, "not shown")],
+)
+def test_verdicts(prepared: Prepared, real: float, with_synthetic: float, verdict: str) -> None:
+    found = detectors(
+        prepared[2], real=lambda _: real, real_plus_synthetic=lambda _: with_synthetic
+    )
+    run(prepared, detector=found)
+    assert verdict_of(prepared)["verdict"] == verdict
+
+
+def test_twice_opens_no_model(prepared: Prepared) -> None:
+    said = run(prepared)
+    before = file_bytes(prepared[0].root, but=())
+    assert run(prepared, trainer=no_model, detector=no_model).splitlines()[-1] in said
+    assert file_bytes(prepared[0].root, but=()) == before
+
+
+@pytest.mark.parametrize("fail_at", [1, 3])
+def test_crash_and_resume_gives_the_same_bytes(prepared: Prepared, fail_at: int) -> None:
+    run(prepared)
+    folder = prepared[0].stage("evaluate").path
+    whole = file_bytes(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(PlannedError):
+        run(prepared, trainer=FakeDetectorTrainer(fail_at=fail_at))
+    again = FakeDetectorTrainer()
+    run(prepared, trainer=again)
+    assert again.calls == 4 - (fail_at - 1)
+    assert file_bytes(folder) == whole
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["report.html", "results.csv", "predictions/real-1.jsonl", "predictions/real-1-val.jsonl"],
+)
+def test_a_lost_file_is_made_again_without_training(prepared: Prepared, name: str) -> None:
+    run(prepared)
+    folder = prepared[0].stage("evaluate").path
+    whole = file_bytes(folder)
+    (folder / name).unlink()
+    trainer = FakeDetectorTrainer()
+    run(prepared, trainer=trainer)
+    assert trainer.calls == 0
+    assert file_bytes(folder) == whole
+
+
+def test_a_changed_setting_is_refused_by_name(prepared: Prepared) -> None:
+    run(prepared)
+    with pytest.raises(SynthdetError, match=r"evaluate\.seeds was \[0, 1\] and is now \[0\]"):
+        run(prepared, "evaluate.seeds=[0]")
+
+
+def test_a_lost_picture_is_named(prepared: Prepared) -> None:
+    (prepared[0].root / prepared[2][3].yolo_path).unlink()
+    with pytest.raises(SynthdetError, match=r"train-003\.png is missing"):
+        run(prepared)
+
+
+def test_nothing_was_added(tmp_path: Path) -> None:
+    workspace, config = make_run(tmp_path / "run")
+    prepared = workspace, config, make_export(workspace, synthetic=0)
+    trainer = FakeDetectorTrainer()
+    said = run(prepared, trainer=trainer)
+    assert trainer.calls == 3  # one arm: the other would be the same
+    assert "Nothing was added: no synthetic picture is in the training set" in said
+    verdict = verdict_of(prepared)
+    assert verdict["verdict"] == "nothing was added"
+    assert verdict["differences"] == {}
+    assert list(verdict["measures"]) == ["real"]
+
+
+@pytest.mark.parametrize(
+    ("test", "why"),
+    [((), "there is no real test picture"), ((0, 0), "no animal in the 2 real test pictures")],
+)
+def test_nothing_can_be_measured(tmp_path: Path, test: tuple[int, ...], why: str) -> None:
+    workspace, config = make_run(tmp_path / "run")
+    prepared = workspace, config, make_export(workspace, test=test)
+    said = run(prepared, trainer=no_model, detector=no_model)
+    assert f"Cannot be measured: {why}" in " ".join(said.split()).replace(
+        "there is no animal", "no animal"
+    )
+    assert (workspace.stage("evaluate").path / "report.html").exists()
+    assert workspace.stage("evaluate").output()
+
+
+def test_one_seed_and_one_group_give_no_interval(tmp_path: Path) -> None:
+    workspace, config = make_run(tmp_path / "run", evaluate={"seeds": [4]})
+    prepared = workspace, config, make_export(workspace, groups=1)
+    said = run(prepared)
+    assert "1 seed and 1 group of test photos give no interval" in said
+    assert verdict_of(prepared)["verdict"] == "not shown"
+
+
+def test_one_arm_alone(prepared: Prepared) -> None:
+    trainer = FakeDetectorTrainer()
+    run(prepared, "evaluate.arms=[real_plus_synthetic]", trainer=trainer)
+    assert trainer.calls == 2
+    assert "names only real_plus_synthetic" in verdict_of(prepared)["sentence"]
+
+
+def test_an_empty_val_set(tmp_path: Path) -> None:
+    workspace, config = make_run(tmp_path / "run")
+    prepared = workspace, config, make_export(workspace, val=())
+    run(prepared)
+    assert verdict_of(prepared)["measures"]["real"]["confidence"] == 0.25
+
+
+def test_report_is_one_safe_file(prepared: Prepared) -> None:
+    run(prepared, "evaluate.detector='<b>&'")
+    page = (prepared[0].stage("evaluate").path / "report.html").read_text()
+    assert "&lt;b&gt;&amp;" in page
+    assert "<b>&" not in page
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert "http" not in page
+    assert verdict_of(prepared)["sentence"] in page
+    plot = re.search(r'src="data:image/png;base64,([^"]+)"', page)
+    assert plot is not None
+    with Image.open(io.BytesIO(base64.b64decode(plot[1]))) as image:
+        assert image.width > image.height > 300
+    assert page.count("<figure>") == 6 + 4 + 5  # real, synthetic, and test tiles with an animal

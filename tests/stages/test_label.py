@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from synthdet.config import Config, set_values
+from synthdet.core.records import Box, Decision, DetectedBox, Detections, Label, Score
+from synthdet.errors import SynthdetError
+from synthdet.stages import label as label_stage
+from synthdet.workspace import Workspace, append_records, read_records, write_records
+from tests.fakes import FakeDetector, FakeDetectorTrainer, PlannedError
+from tests.handmade import (
+    detected,
+    file_bytes,
+    finish,
+    make_images,
+    make_run,
+    make_tiles,
+    quiet,
+)
+
+ASKED: tuple[tuple[int, ...] | None, ...] = (
+    (0,), (0,), (0, 0), (), (), (0,), (0,), (0,), *((0,),) * 40,
+)  # fmt: skip
+MISSED, SHORT, EMPTY, GHOST, UNSURE, DROPPED, BLACK = 1, 2, 3, 4, 5, 6, 7
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> tuple[Workspace, Config, FakeDetector]:
+    """48 pictures, one dropped by the filter, one unusable; and a detector with an opinion on each."""
+    workspace, config = make_run(tmp_path / "run", label={"max_train_steps": 5})
+    tiles = make_tiles(workspace)
+    images, truth = make_images(workspace, ASKED)
+    folder = workspace.stage("filter")
+    write_records(
+        folder.path / "scores.jsonl",
+        [
+            Score(image_id=image.image_id, similarity=0.9, fault="black" if n == BLACK else None)
+            for n, image in enumerate(images)
+        ],
+    )
+    decide(workspace, dropped=(DROPPED, BLACK))
+    one = Box(xyxy=(10, 10, 30, 24), class_id=0)
+    drawn = {image.image_id: detected([one]) for image in images}
+    for number in (MISSED, EMPTY):
+        drawn[f"syn-{number:06d}"] = ()
+    drawn[f"syn-{GHOST:06d}"] = detected([one], 0.2)
+    drawn[f"syn-{UNSURE:06d}"] += detected([Box(xyxy=(40, 10, 60, 24), class_id=0)], 0.3)
+    for tile in tiles:
+        drawn[tile.tile_id] = detected(tile.boxes, 0.6)
+    assert truth
+    return workspace, config, FakeDetector(drawn)
+
+
+def decide(workspace: Workspace, dropped: tuple[int, ...]) -> None:
+    folder = workspace.stage("filter")
+    write_records(
+        folder.path / "decisions.jsonl",
+        [
+            Decision(image_id=f"syn-{n:06d}", kept=n not in dropped, threshold=0.5)
+            for n in range(len(ASKED))
+        ],
+    )
+    finish(folder, ["scores.jsonl", "decisions.jsonl"])
+
+
+def run(
+    prepared: tuple[Workspace, Config, FakeDetector],
+    *settings: str,
+    trainer: Any = None,
+    detector: Any = None,
+    redo: bool = False,
+) -> str:
+    workspace, config, drawing = prepared
+    reporter, said = quiet()
+    label_stage.run(
+        workspace,
+        set_values(config, list(settings)),
+        reporter,
+        open_trainer=lambda: trainer or FakeDetectorTrainer(),
+        open_detector=detector or (lambda _weights: drawing),
+        redo=redo,
+    )
+    return said.getvalue()
+
+
+def no_model(*_arguments: Any) -> Any:
+    raise AssertionError("a model was opened")
+
+
+def labels_of(workspace: Workspace) -> dict[str, Label]:
+    found = read_records(workspace.stage("label").path / "labels.jsonl", Label)
+    return {label.image_id: label for label in found}
+
+
+def test_whole(prepared: tuple[Workspace, Config, FakeDetector]) -> None:
+    workspace, _, detector = prepared
+    trainer = FakeDetectorTrainer()
+    said = run(prepared, trainer=trainer)
+    folder = workspace.stage("label")
+    labels = labels_of(workspace)
+    assert list(labels) == [f"syn-{n:06d}" for n in range(48) if n not in (DROPPED, BLACK)]
+    told = {n: labels[f"syn-{n:06d}"] for n in range(DROPPED)}
+    assert (told[0].status, told[0].boxes[0].confidence) == ("accept", 0.9)
+    assert (told[MISSED].status, told[MISSED].reason) == ("review", "nothing found")
+    assert told[SHORT].reason == "asked for two, found one"
+    assert (told[EMPTY].status, told[EMPTY].boxes) == ("negative", ())
+    assert (told[GHOST].status, told[UNSURE].status) == ("review", "review")
+
+    found = read_records(folder.path / "detections.jsonl", Detections)
+    assert [one.image_id for one in found] == [f"syn-{n:06d}" for n in range(48) if n != BLACK]
+    assert trainer.calls == 1
+    assert len(detector.paths) == 2 + 47
+    statuses = Counter(label.status for label in labels.values())
+    lock = folder.lock()
+    assert lock is not None
+    assert lock["counts"]["accepted"] == statuses["accept"] == 41
+    assert lock["counts"]["usable"] == 42
+    assert lock["counts"]["confidence"] == 0.6
+    assert "41 accepted · 4 to review · 1 confirmed background" in said
+    assert "(confidence 0.60, best F1 1.00 on 2 real val tiles)" in said
+
+
+def test_the_detector_learns_from_train_and_val_alone(
+    prepared: tuple[Workspace, Config, FakeDetector],
+) -> None:
+    workspace, _, _ = prepared
+    shutil.rmtree(workspace.stage("prepare").path / "tiles" / "test")
+    trainer = FakeDetectorTrainer()
+    run(prepared, trainer=trainer)
+    real = workspace.stage("label").path / "real"
+    fields = yaml.safe_load((real / "data.yaml").read_text())
+    assert fields == {
+        "train": "images/train", "val": "images/val", "names": {0: "seal", 1: "whale"},
+    }  # fmt: skip
+    pictures = [path.relative_to(real).as_posix() for path in real.rglob("*.png")]
+    labels = [path.relative_to(real).as_posix() for path in real.rglob("*.txt")]
+    assert len(pictures) == 14
+    assert sorted(
+        path.replace("images/", "labels/").replace(".png", ".txt") for path in pictures
+    ) == sorted(labels)
+    assert (real / "labels/train/train-011.txt").read_text() == ""
+    assert len((real / "labels/train/train-003.txt").read_text().splitlines()) == 2
+    assert trainer.trained[0]["image_size"] == 1024
+
+
+def test_twice_opens_no_model(prepared: tuple[Workspace, Config, FakeDetector]) -> None:
+    said = run(prepared)
+    before = file_bytes(prepared[0].root, but=())
+    assert run(prepared, trainer=no_model, detector=no_model).splitlines()[-1] in said
+    assert file_bytes(prepared[0].root, but=()) == before
+
+
+@pytest.mark.parametrize("fail_at", [1, 2, 3])
+def test_crash_and_resume_gives_the_same_bytes(
+    prepared: tuple[Workspace, Config, FakeDetector], tmp_path: Path, fail_at: int
+) -> None:
+    workspace, config, detector = prepared
+    run(prepared)
+    whole = file_bytes(workspace.stage("label").path)
+    shutil.rmtree(workspace.stage("label").path)
+    failing = FakeDetector(detector.boxes, fail_at=fail_at)
+    with pytest.raises(PlannedError):
+        run((workspace, config, failing))
+    again = FakeDetectorTrainer()
+    run(prepared, trainer=again)
+    assert again.calls == 0
+    assert file_bytes(workspace.stage("label").path) == whole
+
+
+def test_a_batch_that_was_half_written_is_made_again_whole(
+    prepared: tuple[Workspace, Config, FakeDetector],
+) -> None:
+    workspace, _, detector = prepared
+    run(prepared)
+    folder = workspace.stage("label").path
+    whole = file_bytes(folder)
+    path = folder / "detections.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:35]) + lines[35][:20])
+    (folder / ".tmp-1-labels.jsonl").write_text("torn")
+    detector.paths.clear()
+    run(prepared)
+    assert file_bytes(folder) == whole
+    assert [path.stem for path in detector.paths] == [f"syn-{n:06d}" for n in range(33, 48)]
+
+
+def test_an_interrupted_training_starts_again(
+    prepared: tuple[Workspace, Config, FakeDetector],
+) -> None:
+    with pytest.raises(PlannedError):
+        run(prepared, trainer=FakeDetectorTrainer(fail_at=1))
+    again = FakeDetectorTrainer()
+    run(prepared, trainer=again)
+    assert again.calls == 1
+
+
+def test_thresholds_move_without_a_model(prepared: tuple[Workspace, Config, FakeDetector]) -> None:
+    workspace, _, _ = prepared
+    run(prepared)
+    raw = (workspace.stage("label").path / "detections.jsonl").read_bytes()
+    said = run(prepared, "label.confidence=0.25", trainer=no_model, detector=no_model)
+    assert labels_of(workspace)[f"syn-{UNSURE:06d}"].reason == "asked for one, found two"
+    assert "(confidence 0.25, given, F1 1.00 on 2 real val tiles)" in said
+    decide(workspace, dropped=(0, 1, 2))  # and so does the filter's
+    run(prepared, trainer=no_model, detector=no_model)
+    assert f"syn-{DROPPED:06d}" in labels_of(workspace)
+    assert "syn-000000" not in labels_of(workspace)
+    assert (workspace.stage("label").path / "detections.jsonl").read_bytes() == raw
+
+
+def test_a_changed_setting_is_refused_by_name(
+    prepared: tuple[Workspace, Config, FakeDetector],
+) -> None:
+    run(prepared)
+    with pytest.raises(SynthdetError, match=r"label\.max_train_steps was 5 and is now 6"):
+        run(prepared, "label.max_train_steps=6")
+    run(prepared, "label.max_train_steps=6", redo=True)
+    assert (prepared[0].root / "5-label.old-1" / "labels.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["labels.jsonl", "detections.jsonl", "weights/model.safetensors"])
+def test_a_lost_file_is_made_again(
+    prepared: tuple[Workspace, Config, FakeDetector], name: str
+) -> None:
+    run(prepared)
+    folder = prepared[0].stage("label").path
+    whole = file_bytes(folder)
+    if name.startswith("weights"):
+        shutil.rmtree(folder / "weights")
+    else:
+        (folder / name).unlink()
+    run(prepared)
+    assert file_bytes(folder) == whole
+
+
+def test_a_lost_picture_is_named(prepared: tuple[Workspace, Config, FakeDetector]) -> None:
+    workspace, _, _ = prepared
+    (workspace.stage("generate").path / "images" / "syn-000040.png").unlink()
+    with pytest.raises(SynthdetError, match=r"syn-000040\.png is missing.*synthdet generate"):
+        run(prepared)
+
+
+def test_no_real_box_and_no_weights(tmp_path: Path) -> None:
+    workspace, config = make_run(tmp_path / "run")
+    make_tiles(workspace, train=(0, 0), val=(1,))
+    make_images(workspace, [(0,)])
+    folder = workspace.stage("filter")
+    append_records(folder.path / "scores.jsonl", [Score(image_id="syn-000000", similarity=0.5)])
+    kept = Decision(image_id="syn-000000", kept=True, threshold=0.1)
+    write_records(folder.path / "decisions.jsonl", [kept])
+    finish(folder, ["decisions.jsonl"])
+    prepared = workspace, config, FakeDetector()
+    with pytest.raises(SynthdetError, match=r"no real train tile has a box.*label\.weights"):
+        run(prepared)
+    weights = tmp_path / "mine.pt"
+    weights.write_bytes(b"mine")
+    said = run(prepared, f"label.weights={weights}", trainer=no_model)
+    assert "the detector finds none of the 1 animals in the real val tiles" in said
+    assert "not calibrated" in said
+
+
+def test_own_weights_speak_their_own_names(
+    prepared: tuple[Workspace, Config, FakeDetector], tmp_path: Path
+) -> None:
+    workspace, _, detector = prepared
+    weights = tmp_path / "mine.pt"
+    weights.write_bytes(b"mine")
+    box = DetectedBox(xyxy=(1, 2, 9, 8), class_id=0, confidence=0.9)
+    mine = FakeDetector(dict.fromkeys(detector.boxes, (box,)), names=("pinniped", "boat"))
+    opened: list[Path] = []
+
+    def open_mine(path: Path) -> FakeDetector:
+        opened.append(path)
+        return mine
+
+    given = f"label.weights={weights}"
+    with pytest.raises(SynthdetError, match=r"label\.class_map"):
+        run(prepared, given, trainer=no_model, detector=open_mine)
+    run(prepared, given, "label.class_map={pinniped: whale}", detector=open_mine, redo=True)
+    assert opened == [weights, weights]
+    found = read_records(workspace.stage("label").path / "detections.jsonl", Detections)
+    assert {box.class_id for one in found for box in one.boxes} == {1}
+    assert not (workspace.stage("label").path / "weights").exists()
+    with pytest.raises(SynthdetError, match=r"label\.weights: there is no"):
+        run(prepared, "label.weights=nowhere.pt")
+
+
+@pytest.mark.parametrize("survivors", ["none kept", "none made"])
+def test_no_survivors(tmp_path: Path, survivors: str) -> None:
+    workspace, config = make_run(tmp_path / "run")
+    make_tiles(workspace)
+    make_images(workspace, [(0,)] if survivors == "none kept" else [])
+    folder = workspace.stage("filter")
+    dropped = [Decision(image_id="syn-000000", kept=False, threshold=0.9, reason="far from real")]
+    write_records(folder.path / "decisions.jsonl", dropped if survivors == "none kept" else [])
+    finish(folder, ["decisions.jsonl"])
+    trainer = FakeDetectorTrainer()
+    said = run((workspace, config, FakeDetector()), trainer=trainer)
+    assert "0 accepted · 0 to review · 0 confirmed background" in said
+    assert trainer.calls == (1 if survivors == "none kept" else 0)
+    assert workspace.stage("label").output()
+    assert labels_of(workspace) == {}
