@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from synthdet.config import Config, make_config
+from synthdet.core.records import SyntheticImage
+from synthdet.errors import SynthdetError
+from synthdet.stages import generate
+from synthdet.workspace import Workspace, hash_file, read_json, read_records
+from tests.fakes import FakeGenerator, PlannedError
+from tests.handmade import HEIGHT, WIDTH, file_bytes, finish, make_run, make_tiles, quiet
+
+SETTINGS = {
+    "num_images": 10,
+    "batch_size": 4,
+    "background_fraction": 0.2,
+    "negative_prompt": "text",
+}
+
+
+def start(root: Path, **settings: Any) -> tuple[Workspace, Config]:
+    workspace, config = make_run(root, generate={**SETTINGS, **settings})
+    make_tiles(workspace, train=(1, 2), val=(1,), test=(1,))
+    weights = workspace.stage("finetune").path / "pytorch_lora_weights.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    finish(workspace.stage("finetune"), [weights.name])
+    return workspace, config
+
+
+def make(
+    workspace: Workspace, config: Config, generator: FakeGenerator | None = None, **options: Any
+) -> str:
+    """Run the stage; without a generator, opening one fails the test."""
+    reporter, said = quiet()
+
+    def open_generator() -> FakeGenerator:
+        assert generator is not None, "a model was opened"
+        return generator
+
+    generate.run(workspace, config, reporter, open_generator=open_generator, **options)
+    return said.getvalue()
+
+
+def records(workspace: Workspace) -> list[SyntheticImage]:
+    return read_records(workspace.root / "3-generate" / "images.jsonl", SyntheticImage)
+
+
+def test_makes_every_planned_picture_with_its_record(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run")
+    generator = FakeGenerator()
+    said = make(workspace, config, generator)
+    made = records(workspace)
+    assert [record.image_id for record in made] == [f"syn-{i:06d}" for i in range(10)]
+    assert generator.calls == 3
+    assert [record.batch_shape for record in made] == [4] * 8 + [2] * 2
+    assert len({record.seed for record in made}) == 10
+    assert sum(record.asked_for == () for record in made) == 2
+    for record, request in zip(made, generator.requests, strict=True):
+        path = workspace.root / record.path
+        assert hash_file(path) == record.sha256
+        assert (record.prompt, record.negative_prompt, record.seed) == (
+            request.prompt,
+            "text",
+            request.seed,
+        )
+        with Image.open(path) as image:
+            assert image.size == (WIDTH, HEIGHT) == (record.width, record.height)
+            assert image.text["prompt"] == record.prompt  # type: ignore[attr-defined]
+            assert image.text["seed"] == str(record.seed)  # type: ignore[attr-defined]
+    assert "generate  10 pictures of" in said
+
+
+def test_a_second_run_opens_no_model(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run")
+    make(workspace, config, FakeGenerator())
+    before = file_bytes(workspace.root / "3-generate")
+    assert "10 pictures of" in make(workspace, config, None)
+    assert file_bytes(workspace.root / "3-generate") == before
+
+
+@pytest.mark.parametrize("fail_at", [1, 2, 3])
+def test_goes_on_after_a_crash_with_the_same_bytes(tmp_path: Path, fail_at: int) -> None:
+    whole, config = start(tmp_path / "whole")
+    make(whole, config, FakeGenerator())
+    torn, _ = start(tmp_path / "torn")
+    with pytest.raises(PlannedError):
+        make(torn, config, FakeGenerator(fail_at=fail_at))
+    rest = FakeGenerator()
+    make(torn, config, rest)
+    assert rest.calls == 4 - fail_at
+    assert file_bytes(torn.root / "3-generate") == file_bytes(whole.root / "3-generate")
+
+
+def test_a_kill_between_picture_and_record_loses_the_batch_alone(tmp_path: Path) -> None:
+    whole, config = start(tmp_path / "whole")
+    make(whole, config, FakeGenerator())
+    torn, _ = start(tmp_path / "torn")
+    with pytest.raises(PlannedError):
+        make(torn, config, FakeGenerator(fail_at=3))
+    folder = torn.root / "3-generate"
+    lines = (folder / "images.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "images.jsonl").write_bytes(b"".join(lines[:6]) + lines[6][:20])
+    (folder / "images" / ".tmp-1-syn-000007.png").write_bytes(b"half")
+    rest = FakeGenerator()
+    make(torn, config, rest)
+    assert rest.calls == 2
+    assert file_bytes(folder) == file_bytes(whole.root / "3-generate")
+
+
+@pytest.mark.parametrize("missing", ["images/syn-000005.png", "images.jsonl"])
+def test_a_promised_file_that_is_missing_is_made_again(tmp_path: Path, missing: str) -> None:
+    workspace, config = start(tmp_path / "run")
+    make(workspace, config, FakeGenerator())
+    folder = workspace.root / "3-generate"
+    before = file_bytes(folder)
+    (folder / missing).unlink()
+    generator = FakeGenerator()
+    make(workspace, config, generator)
+    assert generator.calls == (1 if missing.endswith("png") else 3)
+    assert file_bytes(folder) == before
+
+
+def test_a_batch_too_large_is_halved_and_that_is_kept(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run")
+    generator = FakeGenerator(max_batch=2, fail_at=4)
+    with pytest.raises(PlannedError):
+        make(workspace, config, generator)
+    said = make(workspace, config, rest := FakeGenerator(max_batch=2))
+    assert rest.calls == 3, "the restart knows the shape that fits"
+    assert "halved" not in said
+    assert read_json(workspace.root / "3-generate" / "plan.json")["batch_shapes"] == [2] * 5
+    assert [record.batch_shape for record in records(workspace)] == [2] * 10
+
+    whole, _ = start(tmp_path / "whole")
+    assert "out of memory with 4 pictures" in make(whole, config, FakeGenerator(max_batch=2))
+    assert file_bytes(whole.root / "3-generate") == file_bytes(workspace.root / "3-generate")
+
+
+def test_one_picture_that_does_not_fit_is_a_one_line_error(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run")
+    with pytest.raises(SynthdetError, match="one picture alone does not fit"):
+        make(workspace, config, FakeGenerator(max_batch=0))
+
+
+def test_the_seed_and_the_batch_shape_decide_the_pixels(tmp_path: Path) -> None:
+    hashes = []
+    for name, batch_size in (("a", 4), ("b", 4), ("c", 5)):
+        workspace, config = start(tmp_path / name, batch_size=batch_size)
+        make(workspace, config, FakeGenerator())
+        hashes.append([record.sha256 for record in records(workspace)])
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize("changed", [{"num_images": 12}, {"seed": 1}, {"prompts": ["{animals}"]}])
+def test_a_changed_setting_is_refused_by_name(tmp_path: Path, changed: dict[str, Any]) -> None:
+    workspace, config = start(tmp_path / "run")
+    make(workspace, config, FakeGenerator())
+    other = make_config({"generate": {**SETTINGS, **changed}}, where="the test")
+    with pytest.raises(SynthdetError, match=rf"generate\.{next(iter(changed))} was"):
+        make(workspace, other, FakeGenerator())
+    assert "old folder is kept" in make(workspace, other, FakeGenerator(), redo=True)
+
+
+def test_no_pictures_is_a_set_too(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run", num_images=0)
+    make(workspace, config, None)
+    assert records(workspace) == []
+    assert workspace.stage("generate").output()
+
+
+def test_pictures_of_one_colour_are_kept_and_noted(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run")
+    said = make(workspace, config, FakeGenerator(constant=True))
+    assert "10 pictures are of one colour, such as syn-000000" in said
+    assert len(records(workspace)) == 10
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, config = start(tmp_path / "run")
+    real_save: Callable[..., None] = Image.Image.save
+    saved = 0
+
+    def save(image: Image.Image, *arguments: Any, **options: Any) -> None:
+        nonlocal saved
+        saved += 1
+        if saved == 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real_save(image, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(SynthdetError, match="the disk is full"):
+        make(workspace, config, FakeGenerator())
+    assert len(records(workspace)) == 4
+    monkeypatch.undo()
+    make(workspace, config, FakeGenerator())
+    whole, _ = start(tmp_path / "whole")
+    make(whole, config, FakeGenerator())
+    assert file_bytes(whole.root / "3-generate") == file_bytes(workspace.root / "3-generate")
+
+
+# --- the user's own pictures ----------------------------------------------------------------------
+
+
+def own_pictures(folder: Path) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, (width, height) in {"b.png": (WIDTH, HEIGHT), "a.jpg": (90, 40)}.items():
+        pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "b.txt").write_text("a whale, from above\n")
+    (folder / "c.png").write_bytes((folder / "b.png").read_bytes()[:200])
+    (folder / ".DS_Store").write_bytes(b"x")
+    return folder
+
+
+def test_own_pictures_are_taken_in_without_a_model_or_a_lora(tmp_path: Path) -> None:
+    pictures = own_pictures(tmp_path / "own")
+    before = file_bytes(pictures)
+    workspace, config = make_run(tmp_path / "run", generate={"pictures": str(pictures)})
+    make_tiles(workspace, train=(1, 2), val=(1,), test=(1,))
+    said = make(workspace, config, None)
+    assert "2 pictures taken in" in said
+    assert "c.png" in said
+    first, second = records(workspace)
+    assert [first.image_id, second.image_id] == ["syn-000000", "syn-000001"]
+    assert (first.prompt, second.prompt) == ("", "a whale, from above")
+    assert first.asked_for is None
+    assert (first.width, first.height) == (WIDTH, HEIGHT)
+    with Image.open(pictures / "b.png") as own, Image.open(workspace.root / second.path) as taken:
+        assert np.array_equal(np.array(own), np.array(taken))
+    rejected = (workspace.root / "3-generate" / "rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line)["path"] for line in rejected] == ["c.png"]
+    assert "2 pictures taken in" in make(workspace, config, None)
+    assert file_bytes(pictures) == before
+
+
+def test_a_change_in_the_own_folder_is_seen(tmp_path: Path) -> None:
+    pictures = own_pictures(tmp_path / "own")
+    workspace, config = make_run(tmp_path / "run", generate={"pictures": str(pictures)})
+    make_tiles(workspace, train=(1, 2), val=(1,), test=(1,))
+    make(workspace, config, None)
+    (pictures / "c.png").write_bytes((pictures / "b.png").read_bytes())
+    assert "pictures changed" in make(workspace, config, None)
+    assert len(records(workspace)) == 3
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_no_own_pictures_is_a_one_line_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    workspace, config = make_run(tmp_path / "run", generate={"pictures": str(tmp_path / name)})
+    make_tiles(workspace, train=(1, 2), val=(1,), test=(1,))
+    with pytest.raises(SynthdetError, match=rf"generate\.pictures: .*{name}"):
+        make(workspace, config, None)
