@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -52,18 +53,14 @@ def resolve_dtype(mixed_precision: str, device: str) -> torch.dtype:
 @contextmanager
 def memory_errors() -> Iterator[None]:
     """Turn torch's ways of running out of memory into `MemoryError`, with the memory freed."""
-    message = None
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        message = str(error)
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
             raise
-        message = str(error)
-    # Raised outside the handlers: a chained error would keep the frames, and their tensors, alive.
-    if message is not None:
+        # The frames that failed hold their tensors as long as the error is chained to.
+        traceback.clear_frames(error.__traceback__)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        raise MemoryError(message.strip().split("\n", maxsplit=1)[0])
+        raise MemoryError(str(error).strip().split("\n", maxsplit=1)[0]) from error

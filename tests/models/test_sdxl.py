@@ -1,0 +1,232 @@
+"""The generator on a tiny SDXL with random weights, against diffusers' own call."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import save_file
+
+from synthdet.errors import SynthdetError
+from synthdet.models import sdxl
+from synthdet.models.devices import memory_errors, resolve_device, resolve_dtype
+from synthdet.models.protocols import PictureRequest
+from synthdet.models.sdxl import SdxlGenerator
+from tests.tiny import tiny_sdxl, tiny_vae
+
+WIDTH, HEIGHT = 64, 48
+SIZE = {"width": WIDTH, "height": HEIGHT}
+OPTIONS: dict[str, Any] = {
+    "vae": None,
+    "lora": None,
+    "lora_scale": 1.0,
+    "scheduler": "DPMSolverMultistepScheduler",
+    "mixed_precision": "no",
+    "device": "cpu",
+}
+REQUESTS = (
+    PictureRequest("two whales", "", 7),
+    PictureRequest("open water", "blurred", 8),
+    PictureRequest("two whales", "", 9),
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
+
+
+def draw(generator: SdxlGenerator, *requests: PictureRequest, guidance: float = 4.0) -> Any:
+    return generator.generate(requests, **SIZE, num_inference_steps=3, guidance_scale=guidance)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_draws_what_diffusers_draws(base: Path, guidance: float) -> None:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(base, add_watermarker=False)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipeline.scheduler.config, use_karras_sigmas=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    generator = SdxlGenerator(base, **OPTIONS)
+    for request in REQUESTS[:2]:
+        expected = pipeline(
+            request.prompt,
+            negative_prompt=request.negative_prompt or None,
+            generator=torch.Generator().manual_seed(request.seed),
+            num_inference_steps=3,
+            guidance_scale=guidance,
+            output_type="np",
+            **SIZE,
+        ).images[0]
+        (picture,) = draw(generator, request, guidance=guidance)
+        assert picture.shape == (HEIGHT, WIDTH, 3)
+        assert picture.dtype == np.uint8
+        assert np.array_equal(picture, (expected * 255).round().astype(np.uint8))
+
+
+def test_a_seed_fixes_its_picture_whatever_else_is_in_the_batch(base: Path) -> None:
+    generator = SdxlGenerator(base, **OPTIONS)
+    first = draw(generator, *REQUESTS)
+    again = draw(SdxlGenerator(base, **OPTIONS), *REQUESTS)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    turned = draw(generator, *reversed(REQUESTS))
+    for a, b in zip(first, reversed(turned), strict=True):
+        assert np.abs(a.astype(int) - b).max() <= 2
+    assert not np.array_equal(first[0], first[2]), "another seed, another picture"
+
+
+def test_each_prompt_is_encoded_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    encode = sdxl.encode_prompt
+
+    def count(pipeline: Any, prompt: str, device: str) -> Any:
+        encoded.append(prompt)
+        return encode(pipeline, prompt, device)
+
+    monkeypatch.setattr(sdxl, "encode_prompt", count)
+    generator = SdxlGenerator(base, **OPTIONS)
+    draw(generator, *REQUESTS)
+    draw(generator, *REQUESTS)
+    assert sorted(encoded) == ["blurred", "open water", "two whales"]
+
+
+def test_a_prompt_that_is_cut_is_noted_once(base: Path) -> None:
+    notes: list[str] = []
+    generator = SdxlGenerator(base, **OPTIONS, note=notes.append)
+    request = PictureRequest("whale " * 20, "", 1)
+    draw(generator, request)
+    draw(generator, request)
+    assert len(notes) == 1
+    assert "does not read the last 25 tokens" in notes[0]
+
+
+def write_lora(folder: Path, base: Path, *, prefix: str = "unet.", second: str = "lora_B") -> Path:
+    """A LoRA of rank 2 on one attention layer, in peft's names."""
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        f"{prefix}{layer}.lora_A.weight": torch.randn(2, 8, generator=generator),
+        f"{prefix}{layer}.{second}.weight": torch.randn(8, 2, generator=generator),
+    }
+    path = folder / "lora.safetensors"
+    save_file(weights, path)
+    return path
+
+
+def test_a_lora_is_fused_at_its_scale(base: Path, tmp_path: Path) -> None:
+    lora = write_lora(tmp_path, base)
+    pipeline = sdxl.load_pipeline(base, vae=None, dtype=torch.float32)
+    layer = pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+    before = layer.weight.detach().clone()
+    sdxl.fuse_lora(pipeline, lora, 0.5)
+    weights = sdxl.safe_open(lora, framework="pt")
+    down, up = (weights.get_tensor(name) for name in sorted(weights.keys()))
+    layer = pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+    assert type(layer) is torch.nn.Linear, "no adapter is left to slow the pipeline"
+    torch.testing.assert_close(layer.weight, before + 0.5 * up @ down)
+
+
+def test_a_lora_at_scale_nought_is_the_base_model(base: Path, tmp_path: Path) -> None:
+    lora = write_lora(tmp_path, base)
+    plain, none, full = (
+        draw(SdxlGenerator(base, **{**OPTIONS, **options}), REQUESTS[0])[0]
+        for options in ({}, {"lora": lora, "lora_scale": 0.0}, {"lora": lora})
+    )
+    assert np.array_equal(plain, none)
+    assert not np.array_equal(plain, full)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prefix": "transformer."}, "has nothing for this base model"),
+        ({"second": "lora.down"}, "named in two ways"),
+        (None, "is missing"),
+    ],
+)
+def test_a_lora_that_does_not_fit_is_named(
+    base: Path, tmp_path: Path, change: dict[str, str] | None, message: str
+) -> None:
+    lora = tmp_path / "lora.safetensors" if change is None else write_lora(tmp_path, base, **change)
+    with pytest.raises(SynthdetError, match=rf"lora\.safetensors .*{message}"):
+        SdxlGenerator(base, **{**OPTIONS, "lora": lora})
+
+
+def test_another_vae_is_used(base: Path, tmp_path: Path) -> None:
+    tiny_vae(seed=1).save_pretrained(tmp_path / "vae")
+    own, other = (
+        draw(SdxlGenerator(base, **{**OPTIONS, "vae": vae}), REQUESTS[0])[0]
+        for vae in (None, str(tmp_path / "vae"))
+    )
+    assert not np.array_equal(own, other)
+
+
+@pytest.mark.parametrize("name", ["Nope", "FlowMatchEulerDiscreteScheduler", "UNet2DModel"])
+def test_an_unknown_scheduler_is_named_with_the_known_ones(base: Path, name: str) -> None:
+    with pytest.raises(SynthdetError, match=rf"generate\.scheduler: {name} .*EulerDiscrete"):
+        SdxlGenerator(base, **{**OPTIONS, "scheduler": name})
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("./nowhere", "there is no folder or file"),
+        ("/nowhere/model.safetensors", "there is no folder or file"),
+        ("EMPTY", "cannot be loaded as an SDXL model"),
+        ("CKPT", r"is not a \.safetensors file"),
+    ],
+)
+def test_a_base_model_that_is_not_there_is_one_line(
+    tmp_path: Path, source: str, message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model.ckpt").write_bytes(b"x")
+    names = {"EMPTY": str(tmp_path / "empty"), "CKPT": str(tmp_path / "model.ckpt")}
+    with pytest.raises(SynthdetError, match=message) as caught:
+        SdxlGenerator(names.get(source, source), **OPTIONS)
+    assert "\n" not in str(caught.value)
+    assert "finetune.base_model" in str(caught.value)
+
+
+def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("long\ntext") from LocalEntryNotFoundError("not in the cache")
+
+    monkeypatch.setattr(StableDiffusionXLPipeline, "from_pretrained", fail)
+    with pytest.raises(SynthdetError, match="owner/name is not in the cache, and the hub cannot"):
+        SdxlGenerator("owner/name", **OPTIONS)
+
+
+def test_running_out_of_memory_is_a_memory_error_that_holds_no_tensor() -> None:
+    class Held:
+        pass
+
+    def overflow() -> None:
+        held = Held()
+        assert held
+        raise torch.OutOfMemoryError("CUDA out of memory\nand more")
+
+    with pytest.raises(MemoryError, match=r"^CUDA out of memory$") as caught, memory_errors():
+        overflow()
+    assert caught.value.__cause__ is not None
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, Held)]
+    with pytest.raises(RuntimeError, match="shape"), memory_errors():
+        raise RuntimeError("shape mismatch")
+
+
+def test_devices_and_precisions() -> None:
+    assert resolve_device("cpu") == "cpu"
+    assert resolve_dtype("no", "cpu") == torch.float32
+    assert resolve_dtype("bf16", "cpu") == torch.bfloat16
+    with pytest.raises(SynthdetError, match="fp16 needs a GPU"):
+        resolve_dtype("fp16", "cpu")
+    if not torch.cuda.is_available():
+        assert resolve_device("auto") == "cpu"
+        with pytest.raises(SynthdetError, match="cuda was asked for"):
+            resolve_device("cuda")

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from synthdet.config import Config, make_config
+from synthdet.errors import SynthdetError
+from synthdet.stages import finetune
+from synthdet.workspace import Workspace
+from tests.fakes import FakeGenerator, FakeLoraTrainer, PlannedError
+from tests.handmade import HEIGHT, WIDTH, file_bytes, make_run, make_tiles, quiet
+
+SETTINGS: dict[str, Any] = {"num_samples": 2, "max_train_steps": 3, "seed": 5}
+
+
+def start(root: Path, **settings: Any) -> tuple[Workspace, Config]:
+    workspace, config = make_run(root, finetune={**SETTINGS, **settings})
+    make_tiles(workspace, train=(1, 2, 0), val=(1,), test=(1,))
+    return workspace, config
+
+
+def make(
+    workspace: Workspace,
+    config: Config,
+    trainer: FakeLoraTrainer | None,
+    generators: dict[Path | None, FakeGenerator] | None = None,
+    **options: Any,
+) -> str:
+    """Run the stage; a model that is not given must not be opened."""
+    reporter, said = quiet()
+
+    def open_trainer() -> FakeLoraTrainer:
+        assert trainer is not None, "the trainer was opened"
+        return trainer
+
+    def open_generator(lora: Path | None) -> FakeGenerator:
+        assert generators is not None, "a generator was opened"
+        return generators.setdefault(lora, FakeGenerator())
+
+    finetune.run(
+        workspace,
+        config,
+        reporter,
+        open_trainer=open_trainer,
+        open_generator=open_generator,
+        **options,
+    )
+    return said.getvalue()
+
+
+def test_trains_on_train_tiles_alone_and_draws_both_models_with_the_same_seeds(
+    tmp_path: Path,
+) -> None:
+    workspace, config = start(tmp_path / "run")
+    trainer, generators = FakeLoraTrainer(), {}
+    said = make(workspace, config, trainer, generators)
+    assert [tile.tile_id for tile in trainer.tiles] == ["train-000", "train-001", "train-002"]
+    assert all(tile.path.is_file() for tile in trainer.tiles)
+    folder = workspace.root / "2-finetune"
+    weights = folder / "pytorch_lora_weights.safetensors"
+    assert set(generators) == {None, weights}
+    assert generators[None].requests == generators[weights].requests
+    assert [request.seed for request in generators[None].requests] == [5, 6]
+    for number in range(2):
+        with Image.open(folder / "samples" / f"sample-{number:02d}.png") as image:
+            assert image.size == (2 * WIDTH, HEIGHT)
+    assert "finetune  3 tiles · 3 steps · loss 1.000 to 0.333" in said
+
+
+def test_a_second_run_opens_no_model(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run")
+    make(workspace, config, FakeLoraTrainer(), {})
+    assert "3 tiles · 3 steps" in make(workspace, config, None)
+
+
+def test_goes_on_after_a_crash_with_the_same_bytes(tmp_path: Path) -> None:
+    whole, config = start(tmp_path / "whole")
+    make(whole, config, FakeLoraTrainer(), {})
+    torn, _ = start(tmp_path / "torn")
+    with pytest.raises(PlannedError):
+        make(torn, config, FakeLoraTrainer(fail_at=1))
+    with pytest.raises(PlannedError):
+        make(torn, config, FakeLoraTrainer(), {None: FakeGenerator(fail_at=2)})
+    make(torn, config, None, {})
+    assert file_bytes(torn.root / "2-finetune") == file_bytes(whole.root / "2-finetune")
+
+
+@pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", "samples/sample-01.png"])
+def test_a_promised_file_that_is_missing_is_made_again(tmp_path: Path, name: str) -> None:
+    workspace, config = start(tmp_path / "run")
+    make(workspace, config, FakeLoraTrainer(), {})
+    before = file_bytes(workspace.root / "2-finetune")
+    (workspace.root / "2-finetune" / name).unlink()
+    make(workspace, config, FakeLoraTrainer() if "lora" in name else None, {})
+    assert file_bytes(workspace.root / "2-finetune") == before
+
+
+def test_a_changed_setting_is_refused_by_name(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run")
+    make(workspace, config, FakeLoraTrainer(), {})
+    other = make_config({"finetune": {**SETTINGS, "rank": 3}}, where="the test")
+    with pytest.raises(SynthdetError, match=r"finetune\.rank was 16 and is now 3"):
+        make(workspace, other, None)
+
+
+def test_a_tile_of_another_split_is_refused(tmp_path: Path) -> None:
+    workspace, _ = make_run(tmp_path / "run")
+    tiles = make_tiles(workspace, train=(1,), val=(1,), test=())
+    with pytest.raises(SynthdetError, match=r"val-000 is a val tile"):
+        finetune.plan_training(tiles, workspace)
+
+
+def test_a_missing_tile_is_named(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run")
+    tile = workspace.root / "1-prepare" / "tiles" / "train" / "train-001.png"
+    tile.unlink()
+    with pytest.raises(SynthdetError, match=r"train-001\.png is missing"):
+        make(workspace, config, FakeLoraTrainer(), {})
+
+
+def test_no_memory_for_samples_does_not_lose_the_lora(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run")
+    said = make(workspace, config, FakeLoraTrainer(), {None: FakeGenerator(max_batch=0)})
+    assert "no samples were drawn, out of memory" in said
+    assert workspace.stage("finetune").output()
+
+
+# --- the user's own LoRA ---------------------------------------------------------------------------
+
+
+def own_lora(path: Path, name: str = "lora_unet_mid_block.lora_down.weight") -> Path:
+    save_file({name: np.ones((2, 3), np.float32)}, path)
+    return path
+
+
+def test_an_own_lora_is_copied_in_and_nothing_is_trained(tmp_path: Path) -> None:
+    lora = own_lora(tmp_path / "mine.safetensors")
+    before = lora.read_bytes()
+    workspace, config = start(tmp_path / "run", lora=str(lora))
+    said = make(workspace, config, None, {})
+    copied = workspace.root / "2-finetune" / "pytorch_lora_weights.safetensors"
+    assert copied.read_bytes() == before == lora.read_bytes()
+    assert not copied.is_symlink()
+    assert "mine.safetensors taken in" in said
+    assert "mine.safetensors taken in" in make(workspace, config, None)
+    own_lora(lora, "lora_unet_conv_in.lora_down.weight")
+    assert "lora changed" in make(workspace, config, None, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no file"),
+        (b"PK\x03\x04 a pickle in a zip, as torch.save writes it", "not a safetensors file"),
+        (b"", "not a safetensors file"),
+        (b"\x02\x00\x00\x00\x00\x00\x00\x00[]", "not a safetensors file"),
+        ("cut", "is cut off"),
+        ("other", "holds no LoRA"),
+    ],
+)
+def test_what_is_no_lora_is_refused_by_name(tmp_path: Path, content: Any, message: str) -> None:
+    path = tmp_path / "mine.safetensors"
+    if content == "cut":
+        path.write_bytes(own_lora(path).read_bytes()[:-4])
+    elif content == "other":
+        own_lora(path, "unet.conv_in.weight")
+    elif content is not None:
+        path.write_bytes(content)
+    workspace, config = start(tmp_path / "run", lora=str(path))
+    with pytest.raises(SynthdetError, match=rf"finetune\.lora: .*{message}"):
+        make(workspace, config, None)
+    assert not (workspace.root / "2-finetune").exists()
+
+
+def test_metrics_of_an_own_lora_are_empty(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run", lora=str(own_lora(tmp_path / "a.safetensors")))
+    make(workspace, config, None, {})
+    counts = json.loads((workspace.root / "2-finetune" / "stage.json").read_text())["counts"]
+    assert "loss_first" not in counts
