@@ -334,7 +334,6 @@ class TestPull:
         dataset = load()
         dataset.match({"image_id": "syn-000000"}).tag_samples("accept")
         dataset.match({"image_id": "syn-000001"}).tag_samples("reject")
-        dataset.match({"image_id": "tile-0"}).tag_samples("reject")
         accepted, rejected = pull(workspace)
         assert (accepted.image_id, accepted.verdict) == ("syn-000000", "accept")
         assert accepted.boxes == (Box(xyxy=(12, 8, 60, 40), class_id=0),)
@@ -367,6 +366,25 @@ class TestPull:
         )
         assert pull(workspace) == []
         assert len(sample(load(), "syn-000001").accepted.detections) == 2
+
+    def test_real_train_tiles_can_be_judged_but_not_val_and_test(
+        self, workspace: Workspace, load: Load
+    ) -> None:
+        dataset = load()
+        dataset.match({"image_id": {"$in": ["tile-0", "tile-2", "tile-3"]}}).tag_samples("reject")
+        corrected = sample(dataset, "tile-1")
+        corrected.ground_truth.detections[0].bounding_box = [0.25, 0.25, 0.25, 0.25]
+        corrected.save()
+        assert [(v.image_id, v.verdict, v.boxes) for v in pull(workspace)] == [
+            ("tile-0", "reject", None),
+            ("tile-1", "accept", (Box(xyxy=(24, 16, 48, 32), class_id=0),)),
+        ]
+        assert pull(workspace) == []
+        dataset = load(redo=True)
+        assert sample(dataset, "tile-0").tags == ["real", "reject"]
+        assert sample(dataset, "tile-1").ground_truth.detections[0].bounding_box == [0.25] * 4
+        assert sample(dataset, "tile-2").tags == ["real"]
+        assert pull(workspace) == []
 
     def test_a_new_verdict_replaces_the_old_one(self, workspace: Workspace, load: Load) -> None:
         dataset = load()

@@ -1,0 +1,361 @@
+"""A run as FiftyOne samples, and what a person changed in them.
+
+Pure: FiftyOne itself is not imported. `make_samples` gives the documents of its own dataset format
+(``samples.json`` of ``fiftyone.types.FiftyOneDataset``), `read_verdicts` takes plain values.
+
+A box is there ``[left, top, width, height]`` in shares of the picture, here ``xyxy`` in pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from synthdet.core.records import (
+    XYXY,
+    Box,
+    Decision,
+    DetectedBox,
+    Detections,
+    Label,
+    Score,
+    SyntheticImage,
+    Tile,
+    Verdict,
+)
+from synthdet.errors import SynthdetError
+
+LAYOUT: Final = 1
+"""Raised when datasets of older versions are to be made again."""
+ACCEPT: Final = "accept"
+REJECT: Final = "reject"
+# Decimals of a pixel that count: finer than anybody draws, coarser than the noise of floats.
+_DECIMALS: Final = 2
+
+FIELDS: Final = {
+    "image_id": "Name of the picture, as in all records of the run",
+    "source": "real or synthetic",
+    "split": "Split of a real tile; synthetic pictures only ever enter train",
+    "group": "What a real tile shares with its neighbours: site, flight, block of frames",
+    "prompt": "What the picture was made from; the caption of a real tile",
+    "seed": "Seed of a synthetic picture",
+    "similarity": "Cosine similarity (CLIP) to the centroid of the real train tiles",
+    "nearest_real": "The most similar real tile",
+    "kept": "What the filter decided",
+    "reason": "Why it was dropped, or waits for review",
+    "status": "What the labels' thresholds say: accept, review, or negative",
+    "sha256": "Hash of the picture's file",
+    "ground_truth": "Boxes of a real tile; edit those of train tiles",
+    "predictions": "All boxes of the detector, raw",
+    "accepted": "Boxes that go into the export: edit these",
+    "boxes_as_loaded": "Fingerprint of the boxes before anybody edited them",
+}
+
+
+@dataclass(frozen=True)
+class ShownRun:
+    """All that is shown of a run.
+
+    Attributes:
+        root: The run folder, absolute; the pictures' paths are relative to it.
+        dataset: Name of the dataset; ids of samples depend on it and on the picture alone.
+        class_names: By class id.
+        tiles: Real tiles.
+        images: Synthetic pictures.
+        scores: By image id, as the next four.
+        decisions: What the filter made of the scores.
+        detections: Raw boxes.
+        labels: What the label stage made of the boxes.
+        verdicts: The last one on every picture as it is now.
+    """
+
+    root: str
+    dataset: str
+    class_names: tuple[str, ...]
+    tiles: list[Tile]
+    images: list[SyntheticImage]
+    scores: dict[str, Score]
+    decisions: dict[str, Decision]
+    detections: dict[str, Detections]
+    labels: dict[str, Label]
+    verdicts: dict[str, Verdict]
+
+    def fingerprint(self) -> str:
+        """Hash of all of it: the same as long as the same is shown."""
+        named = (self.scores, self.decisions, self.detections, self.labels, self.verdicts)
+        records = [self.tiles, self.images, *(by_id.values() for by_id in named)]
+        lines = [[record.to_line() for record in kind] for kind in records]
+        return _hash([LAYOUT, self.root, self.class_names, lines])
+
+    def describe(self) -> str:
+        """Counts in words."""
+        review = sum(label.status == "review" for label in self.labels.values())
+        return (
+            f"{len(self.tiles)} real and {len(self.images)} synthetic pictures, {review} to review"
+        )
+
+
+@dataclass(frozen=True)
+class SeenSample:
+    """A sample as a person left it.
+
+    Attributes:
+        image_id: Which picture.
+        sha256: Of the picture that was shown.
+        tags: All its tags.
+        boxes: Class name and FiftyOne's box of each; None where the picture has no label yet.
+        boxes_as_loaded: What `make_samples` wrote there.
+    """
+
+    image_id: str
+    sha256: str
+    tags: Sequence[str]
+    boxes: Sequence[tuple[str, Sequence[float]]] | None
+    boxes_as_loaded: str | None
+
+
+def _name(picture: Tile | SyntheticImage) -> str:
+    return picture.tile_id if isinstance(picture, Tile) else picture.image_id
+
+
+def _verdict(shown: ShownRun, picture: Tile | SyntheticImage) -> Verdict | None:
+    """The verdict that counts: on val and test tiles, which are the measure, none does."""
+    if isinstance(picture, Tile) and picture.split != "train":
+        return None
+    return shown.verdicts.get(_name(picture))
+
+
+def _boxes_to_export(
+    shown: ShownRun, picture: Tile | SyntheticImage
+) -> Sequence[Box | DetectedBox] | None:
+    """The boxes that stand now: a person's, else the annotation's or the label's, if there is one."""
+    verdict = _verdict(shown, picture)
+    if verdict is not None and verdict.boxes is not None:
+        return verdict.boxes
+    if isinstance(picture, Tile):
+        return picture.boxes
+    label = shown.labels.get(picture.image_id)
+    if label is None:
+        return None
+    return () if label.status == "negative" else label.boxes
+
+
+def make_samples(
+    shown: ShownRun, own_tags: Mapping[str, Sequence[str]]
+) -> Iterator[dict[str, Any]]:
+    """The documents of ``samples.json``, real tiles first.
+
+    Args:
+        shown: The run.
+        own_tags: Image id -> further tags, which a person invented.
+    """
+    pictures: list[Tile | SyntheticImage] = [*shown.tiles, *shown.images]
+    for picture in pictures:
+        if isinstance(picture, Tile):
+            fields: dict[str, Any] = {
+                "source": "real",
+                "split": picture.split,
+                "group": picture.group,
+                "prompt": picture.caption,
+            }
+        else:
+            fields = _synthetic_fields(shown, picture)
+        boxes = _boxes_to_export(shown, picture)
+        if boxes is not None:
+            field = "ground_truth" if isinstance(picture, Tile) else "accepted"
+            drawn = _to_detections(shown, picture, boxes, field)
+            pairs = [(box["label"], box["bounding_box"]) for box in drawn["detections"]]
+            fields[field] = drawn
+            fields["boxes_as_loaded"] = _fingerprint(_to_boxes(shown, picture, pairs))
+        verdict = _verdict(shown, picture)
+        tags = [fields["source"], *([verdict.verdict] if verdict else [])]
+        tags += own_tags.get(_name(picture), ())
+        yield _make_sample(shown, picture, fields, tags)
+
+
+def _synthetic_fields(shown: ShownRun, image: SyntheticImage) -> dict[str, Any]:
+    image_id = image.image_id
+    score, decision = shown.scores.get(image_id), shown.decisions.get(image_id)
+    found, label = shown.detections.get(image_id), shown.labels.get(image_id)
+    fields: dict[str, Any] = {"source": "synthetic", "prompt": image.prompt, "seed": image.seed}
+    reasons: list[str | None] = []
+    if decision is not None:
+        fields["kept"] = decision.kept
+        reasons.append(decision.reason)
+    if score is not None:
+        fields |= {"similarity": score.similarity, "nearest_real": score.nearest_real}
+        reasons.append(score.fault)
+    if label is not None:
+        fields["status"] = label.status
+        reasons.append(label.reason)
+    fields["reason"] = next((reason for reason in reasons if reason), None)
+    if found is not None:
+        fields["predictions"] = _to_detections(shown, image, found.boxes, "predictions")
+    return fields
+
+
+def _make_sample(
+    shown: ShownRun,
+    picture: Tile | SyntheticImage,
+    fields: Mapping[str, Any],
+    tags: list[str],
+) -> dict[str, Any]:
+    """A sample in FiftyOne's JSON; ids depend on the run and the picture alone."""
+    number, digest = _identity(f"{shown.dataset}/{_name(picture)}")
+    given = {key: value for key, value in fields.items() if value is not None}
+    return {
+        "_id": {"$oid": number},
+        "_media_type": "image",
+        "_rand": int(digest[:13], 16) / 16**13,
+        "filepath": f"{shown.root}/{picture.path}",
+        "tags": list(dict.fromkeys(tags)),
+        "metadata": {"_cls": "ImageMetadata", "width": picture.width, "height": picture.height},
+        "image_id": _name(picture),
+        "sha256": picture.sha256,
+        **given,
+    }
+
+
+def _to_detections(
+    shown: ShownRun,
+    picture: Tile | SyntheticImage,
+    boxes: Iterable[Box | DetectedBox],
+    field: str,
+) -> dict[str, Any]:
+    detections = []
+    for index, box in enumerate(boxes):
+        number, _ = _identity(f"{shown.dataset}/{_name(picture)}/{field}/{index}")
+        left, top, right, bottom = box.xyxy
+        detection: dict[str, Any] = {
+            "_id": {"$oid": number},
+            "_cls": "Detection",
+            "attributes": {},
+            "tags": [],
+            "label": shown.class_names[box.class_id],
+            "bounding_box": [
+                left / picture.width,
+                top / picture.height,
+                (right - left) / picture.width,
+                (bottom - top) / picture.height,
+            ],
+        }
+        if isinstance(box, DetectedBox):
+            detection["confidence"] = box.confidence
+        detections.append(detection)
+    return {"_cls": "Detections", "detections": detections}
+
+
+def _identity(text: str) -> tuple[str, str]:
+    """A database id (24 hex digits) and further hex digits that only depend on the text."""
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return digest[:24], digest[24:]
+
+
+def read_verdicts(
+    shown: ShownRun, samples: Iterable[SeenSample], *, by: str, at: str
+) -> Iterator[Verdict]:
+    """What a person decided and ``shown.verdicts`` does not say yet.
+
+    Only synthetic pictures and real train tiles can be judged, and only as they are now: samples of
+    pictures that were made again since are passed over.
+
+    Args:
+        shown: The run as it is now.
+        samples: What FiftyOne holds.
+        by: Who decided.
+        at: When this was read, ISO 8601.
+
+    Raises:
+        SynthdetError: Two verdicts on one picture, or a box of a class that the run does not have.
+    """
+    judged: dict[str, Tile | SyntheticImage] = {image.image_id: image for image in shown.images}
+    judged |= {tile.tile_id: tile for tile in shown.tiles if tile.split == "train"}
+    for sample in samples:
+        picture = judged.get(sample.image_id)
+        if picture is None or picture.sha256 != sample.sha256:
+            continue
+        boxes = None if sample.boxes is None else _to_boxes(shown, picture, sample.boxes)
+        edited = _fingerprint(boxes) != sample.boxes_as_loaded
+        given = _given_verdict(sample, edited=edited)
+        if given is None:
+            continue
+        verdict = Verdict(
+            image_id=sample.image_id,
+            verdict=given,
+            boxes=boxes if given == ACCEPT else None,
+            sha256=sample.sha256,
+            by=by,
+            at=at,
+        )
+        if not _says_the_same(shown.verdicts.get(sample.image_id), verdict):
+            yield verdict
+
+
+def _given_verdict(sample: SeenSample, *, edited: bool) -> Literal["accept", "reject"] | None:
+    """What a person said by tags; correcting the boxes is a verdict too."""
+    if ACCEPT in sample.tags and REJECT in sample.tags:
+        raise SynthdetError(
+            f"{sample.image_id} is tagged accept and reject: take one off in the App and pull again"
+        )
+    if REJECT in sample.tags:
+        return REJECT
+    return ACCEPT if ACCEPT in sample.tags or edited else None
+
+
+def _says_the_same(known: Verdict | None, verdict: Verdict) -> bool:
+    return (
+        known is not None
+        and known.verdict == verdict.verdict
+        and _edges(known.boxes) == _edges(verdict.boxes)
+    )
+
+
+def _to_boxes(
+    shown: ShownRun,
+    picture: Tile | SyntheticImage,
+    drawn: Iterable[tuple[str, Sequence[float]]],
+) -> tuple[Box, ...]:
+    """Boxes in pixels, cut at the picture's edges.
+
+    Args:
+        shown: The run, for its classes.
+        picture: The picture they are on.
+        drawn: Class name, and FiftyOne's box: left, top, width, height as shares of the picture.
+
+    Raises:
+        SynthdetError: A class name that the run does not have.
+    """
+    boxes = []
+    for class_name, (left, top, width, height) in drawn:
+        if class_name not in shown.class_names:
+            raise SynthdetError(
+                f"{_name(picture)} has a box of class {class_name!r}: name it one of "
+                f"{', '.join(shown.class_names)} in the App and pull again"
+            )
+        xyxy: XYXY = (
+            round(max(0.0, left) * picture.width, _DECIMALS),
+            round(max(0.0, top) * picture.height, _DECIMALS),
+            round(min(1.0, left + width) * picture.width, _DECIMALS),
+            round(min(1.0, top + height) * picture.height, _DECIMALS),
+        )
+        boxes.append(Box(xyxy=xyxy, class_id=shown.class_names.index(class_name)))
+    return tuple(boxes)
+
+
+def _edges(boxes: Iterable[Box] | None) -> list[tuple[int, ...]] | None:
+    """Boxes in an order of their own and in whole hundredths of pixels, to compare them."""
+    if boxes is None:
+        return None
+    scale = 10**_DECIMALS
+    return sorted((box.class_id, *(round(edge * scale) for edge in box.xyxy)) for box in boxes)
+
+
+def _fingerprint(boxes: Iterable[Box] | None) -> str | None:
+    return None if boxes is None else _hash(_edges(boxes))
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
