@@ -35,7 +35,7 @@ from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import IMG_FORMATS, img2label_paths
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
 from ultralytics.utils.nms import non_max_suppression
-from ultralytics.utils.torch_utils import ModelEMA, init_seeds
+from ultralytics.utils.torch_utils import ModelEMA, init_seeds, intersect_dicts
 
 from synthdet.core.comparison import average_precision, match_detections
 from synthdet.core.records import Box, DetectedBox
@@ -82,8 +82,8 @@ def load_network(start: Start, class_names: Sequence[str] | None = None) -> Dete
 
     Args:
         start: What from. A name gives random weights, from torch's global generator.
-        class_names: Its classes: tensors that fit are taken over, and with them the rows of classes
-            of the same name; the rest of the class head starts afresh. None: the classes it has.
+        class_names: Its classes: tensors of the same shape are taken over, so the class head starts
+            afresh where the number of classes is another one. None: the classes it has.
 
     Raises:
         SynthdetError: No such architecture, or files that are damaged or do not fit each other.
@@ -100,7 +100,10 @@ def load_network(start: Start, class_names: Sequence[str] | None = None) -> Dete
     if class_names is None:
         return source
     network = _build(source.yaml, class_names)
-    network.load(source)
+    # Not ultralytics' own `load`: it widens the class branch beyond what the architecture says.
+    network.load_state_dict(
+        intersect_dicts(source.state_dict(), network.state_dict()), strict=False
+    )
     return network
 
 

@@ -285,7 +285,8 @@ p { margin: 4px 0 12px; }
   font-size: 21px; line-height: 1.45; box-shadow: 0 1px 3px #0002; }
 .verdict.gain { border-color: #1a7f4b; }
 .verdict.loss { border-color: #c0392b; }
-.plot { width: 100%; background: #fff; border-radius: 6px; margin: 24px 0 0; box-shadow: 0 1px 3px #0002; }
+.plot { width: 100%; box-sizing: border-box; padding: 14px; background: #fff; border-radius: 6px; margin: 24px 0 0;
+  box-shadow: 0 1px 3px #0002; }
 table { border-collapse: collapse; background: #fff; width: 100%; font-size: 15px; border-radius: 6px;
   box-shadow: 0 1px 3px #0002; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 7px 14px; border-bottom: 1px solid #e8ecf0; font-weight: 400; }
