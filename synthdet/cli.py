@@ -10,10 +10,11 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from synthdet import __version__
@@ -218,14 +219,11 @@ def status(
     table = Table("stage", "state", "counts", "time", box=None, pad_edge=False)
     colours = {"done": "green", "stale": "yellow", "begun": "yellow", "open": "dim"}
     for row in pipeline.stage_statuses(workspace):
-        counts = " · ".join(
-            f"{key} {value}" for key, value in row.counts.items() if isinstance(value, int | str)
-        )
         colour = colours[row.state]
         table.add_row(
             row.name,
             f"[{colour}]{row.state}[/]",
-            f"{counts}{f' [yellow]({row.why})[/]' if row.why else ''}",
+            _say_counts(row.counts) + (f" [yellow]({row.why})[/]" if row.why else ""),
             f"{row.seconds:.0f} s" if row.seconds else "",
         )
     Console().print(table)
@@ -240,6 +238,18 @@ def status(
                 f"{len(problems)} files of {run} are not as recorded: run the stages named above again"
             )
         print("every file is as recorded")
+
+
+def _say_counts(counts: dict[str, Any]) -> str:
+    """Counts in words, inner ones in brackets: ``tiles 82 (train 61, val 7)``; what is 0 is left out."""
+    words = []
+    for key, value in counts.items():
+        if isinstance(value, dict):
+            inner = ", ".join(f"{name} {number}" for name, number in value.items() if number)
+            words += [f"{key}: {inner}"] if inner else []
+        elif value not in (None, 0, ""):
+            words.append(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}")
+    return escape(" · ".join(words).replace("_", " "))
 
 
 @app.command(rich_help_panel=_LOOK)

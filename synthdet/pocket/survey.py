@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -32,19 +33,26 @@ SETTINGS: Final = (
 scale, and their captions know the sea."""
 
 
-def write_survey(folder: Path, reporter: Reporter) -> None:
-    """Render the survey into ``folder`` unless it is there: 24 train, 12 val and 120 test photos.
+def write_survey(
+    folder: Path, reporter: Reporter, *, flights: Mapping[Split, int] = FLIGHTS
+) -> None:
+    """Render the survey into ``folder`` unless it is there: six photos a flight, 156 in all.
 
     Every flight lies in one split. Written beside its place and renamed when whole. ``metadata.jsonl``
     holds, beside each photo's flight, the sea and the waves for the captions.
+
+    Args:
+        folder: Where it goes; its parent must exist or can be made.
+        reporter: Shows the bar.
+        flights: Split -> number of flights.
     """
     if (folder / _DONE).is_file():
         return
     building = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(building, ignore_errors=True)
-    num_flights = sum(FLIGHTS.values())
+    num_flights = sum(flights.values())
     num_photos = num_flights * PHOTOS_A_FLIGHT
-    splits = [split for split, flights in FLIGHTS.items() for _ in range(flights)]
+    splits = [split for split, number in flights.items() for _ in range(number)]
     with reporter.bar("demo", num_photos, unit="photo", doing="rendering") as advance:
         photos = render_survey(
             SURVEY_SEED,
@@ -52,7 +60,7 @@ def write_survey(folder: Path, reporter: Reporter) -> None:
             num_groups=num_flights,
             photo_size_wh=PHOTO_SIZE_WH,
         )
-        metadata: dict[Split, list[str]] = {split: [] for split in FLIGHTS}
+        metadata: dict[Split, list[str]] = {split: [] for split in flights}
         for index, photo in enumerate(photos):
             split = splits[index // PHOTOS_A_FLIGHT]
             metadata[split].append(_write_photo(photo, building / split))
@@ -61,7 +69,7 @@ def write_survey(folder: Path, reporter: Reporter) -> None:
         (building / split / "images" / "metadata.jsonl").write_text(
             "".join(lines), encoding="utf-8"
         )
-    layout = {split: f"{split}/images" for split in FLIGHTS}
+    layout = {split: f"{split}/images" for split in flights}
     (building / _DONE).write_text(
         yaml.safe_dump({**layout, "nc": 1, "names": [HUMPBACK]}, sort_keys=False), encoding="utf-8"
     )
