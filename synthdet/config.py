@@ -62,7 +62,7 @@ class PrepareConfig(Section):
     format: Literal["auto", "yolo", "coco"] = "auto"
     """How the annotations are written. `auto` recognises it and says what it found."""
     classes: dict[str, str | None] | None = None
-    """Class name in the annotations -> name to use; two to one name merges, null drops. Without it all are kept."""
+    """Class name in the annotations -> name to use; two to one name merges, null drops, `'*'` is every name not listed. Names that are not mentioned are kept."""
     unlabelled: Literal["error", "ignore", "negative"] = "error"
     """A photo without an annotation file: stop, leave it out, or take it as a photo without animals."""
     split: Literal["auto", "given", "new"] = "auto"
@@ -96,7 +96,7 @@ class PrepareConfig(Section):
     seed: int = 0
     """Seed of the splits and of the tiles' offsets."""
     workers: int = _runtime(2, ge=1)
-    """Processes that decode photos."""
+    """Threads that decode photos and cut tiles (decoders let go of the interpreter's lock)."""
 
 
 class FinetuneConfig(Section):

@@ -73,8 +73,9 @@ class DetectedBox(Record):
 class Photo(Record):
     """A line of ``1-prepare/photos.jsonl``: a real photo after the checks.
 
-    ``path`` is relative to the photos' folder; ``width``, ``height`` and ``boxes`` are those of the
-    upright photo (EXIF orientation applied).
+    ``path`` is relative to the photos' folder; ``width``, ``height``, ``boxes`` and ``blank`` (areas
+    that show nothing, like the black edge of a mosaic) are those of the upright photo (EXIF
+    orientation applied).
     """
 
     image_id: str
@@ -85,6 +86,7 @@ class Photo(Record):
     group: str
     split: Split
     boxes: tuple[Box, ...]
+    blank: tuple[XYXY, ...] = ()
     metadata: dict[str, Any] = {}
 
 

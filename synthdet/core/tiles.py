@@ -23,6 +23,11 @@ SLIVER: Final = 0.05
 """An animal of which at most this share of the box reaches into a crop counts as outside it."""
 SMALL_PHOTOS: Final = 10.0
 """With `scale: auto`, at most this percentage of the photos may be smaller than a crop."""
+GOOD_BLANK: Final = 0.05
+"""Share of a crop that may be blank without a second thought."""
+MAX_LOST: Final = 0.2
+"""With `scale: auto`, the share of animals without a tile from which crops are made larger."""
+_GROWTH: Final = (1.0, 1.25, 1.5, 1.75, 2.0)
 _POSITIONS: Final = 48
 """Regularly spaced crop positions that are tried along each axis, besides those beside boxes."""
 _MAX_POSITIONS: Final = 112
@@ -65,11 +70,13 @@ class ObjectCrops:
         crops: The crops.
         too_large: Positions of animals longer than a crop.
         crowded: Positions of animals that no crop holds without cutting another animal.
+        beside_blank: Positions of animals of which every crop shows too much of what is blank.
     """
 
     crops: list[Crop] = field(default_factory=list)
     too_large: list[int] = field(default_factory=list)
     crowded: list[int] = field(default_factory=list)
+    beside_blank: list[int] = field(default_factory=list)
 
 
 def plan_ground(
@@ -112,6 +119,47 @@ def plan_ground(
     return Ground(side, resolution / side, reason)
 
 
+def make_room(
+    ground: Ground,
+    photos: Sequence[tuple[Sequence[Box], int, int]],
+    *,
+    resolution: int,
+    seed: int,
+) -> Ground:
+    """Larger crops where animals stand so close that most crops would cut one.
+
+    The smallest crop side, up to twice the wanted one and within the photos, that leaves at most
+    `MAX_LOST` of the animals without a tile; else the one that leaves the fewest.
+
+    Args:
+        ground: As `plan_ground` wants it.
+        photos: Boxes, width and height of each photo.
+        resolution: Side of a tile in pixels.
+        seed: Of the positions tried.
+    """
+    shorter = [min(width, height) for _boxes, width, height in photos]
+    room = math.floor(np.percentile(shorter, SMALL_PHOTOS)) if shorter else 0
+    best: tuple[float, int] | None = None
+    for growth in _GROWTH:
+        side = round(ground.crop_side * growth)
+        if growth > 1 and side > room:
+            side = max(room, ground.crop_side)
+        lost = total = 0
+        for number, (boxes, width, height) in enumerate(photos):
+            rng = rng_for(seed, str(number))
+            lost += len(plan_object_crops(boxes, width, height, side, views=1, rng=rng).crowded)
+            total += len(boxes)
+        share = lost / max(total, 1)
+        if best is None or share < best[0]:
+            best = (share, side)
+        if share <= MAX_LOST:
+            break
+    if best is None or best[1] == ground.crop_side:
+        return ground
+    reason = f"{ground.reason}, made larger because animals crowd"
+    return Ground(best[1], resolution / best[1], reason)
+
+
 def rng_for(seed: int, name: str) -> np.random.Generator:
     """A generator of its own for a photo, whatever the other photos are."""
     digest = hashlib.sha256(name.encode()).digest()
@@ -126,6 +174,8 @@ def plan_object_crops(
     *,
     views: int,
     rng: np.random.Generator,
+    blank: Sequence[XYXY] = (),
+    max_blank: float = 1.0,
 ) -> ObjectCrops:
     """Crops that together hold every animal of a photo that can be held whole, each in one crop.
 
@@ -140,6 +190,9 @@ def plan_object_crops(
         side: Of a crop, in photo pixels.
         views: Crops around each animal or cluster.
         rng: Draws among the good positions.
+        blank: Areas of the photo that show nothing and do not overlap. Crops keep out of them where
+            they can.
+        max_blank: Share of a crop, in 0..1, that may be blank.
     """
     planned = ObjectCrops()
     covered: set[int] = set()
@@ -158,6 +211,12 @@ def plan_object_crops(
         if not len(positions):
             planned.crowded.append(animal)
             continue
+        empty = _blank_shares(positions, side, blank)
+        seen = empty <= max(float(empty.min()), GOOD_BLANK)
+        positions, holds = positions[seen], holds[seen]
+        if float(empty.min()) > max_blank:
+            planned.beside_blank.append(animal)
+            continue
         counts = holds.sum(axis=1)
         best = int(np.argmax(counts))  # the first of the best: positions come shuffled
         covered.update(np.flatnonzero(holds[best]).tolist())
@@ -175,9 +234,15 @@ def plan_object_crops(
 
 
 def plan_background_crops(
-    boxes: Sequence[Box], width: int, height: int, side: int, *, rng: np.random.Generator
+    boxes: Sequence[Box],
+    width: int,
+    height: int,
+    side: int,
+    *,
+    rng: np.random.Generator,
+    blank: Sequence[XYXY] = (),
 ) -> list[Crop]:
-    """Crops of a photo that touch no animal and do not overlap, in random order."""
+    """Crops of a photo that touch no animal, nor much blank, and do not overlap, in random order."""
     columns, rows = max(1, width // side), max(1, height // side)
     x0 = int(rng.integers(0, max(0, width - columns * side) + 1))
     y0 = int(rng.integers(0, max(0, height - rows * side) + 1))
@@ -185,7 +250,8 @@ def plan_background_crops(
     for number in rng.permutation(columns * rows).tolist():
         x, y = x0 + side * (number % columns), y0 + side * (number // columns)
         xyxy = (x, y, x + side, y + side)
-        if not any(intersection(box.xyxy, xyxy) for box in boxes):
+        empty = float(_blank_shares(np.array([[x, y]]), side, blank)[0])
+        if empty <= GOOD_BLANK and not any(intersection(box.xyxy, xyxy) for box in boxes):
             crops.append(Crop(xyxy, ()))
     return crops
 
@@ -230,6 +296,18 @@ def visible_share(box: XYXY, crop: XYXY) -> float:
         0.5
     """
     return intersection(box, crop) / max(area(box), 1e-12)
+
+
+def _blank_shares(
+    positions: NDArray[np.int64], side: int, blank: Sequence[XYXY]
+) -> NDArray[np.float64]:
+    """Share of the crop at each position ``(n, 2)`` that is blank: ``(n,)``."""
+    shares = np.zeros(len(positions))
+    for x1, y1, x2, y2 in blank:
+        across = np.minimum(positions[:, 0] + side, x2) - np.maximum(positions[:, 0], x1)
+        down = np.minimum(positions[:, 1] + side, y2) - np.maximum(positions[:, 1], y1)
+        shares += np.maximum(across, 0) * np.maximum(down, 0)
+    return np.asarray(shares / side**2)
 
 
 def _crop(position: NDArray[np.int64], side: int, holds: NDArray[np.bool_]) -> Crop:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from synthdet.core.groups import THUMB_SIDE
-from synthdet.core.records import Rejected
+from synthdet.core.records import XYXY, Rejected
 from synthdet.workspace import CONFIG_NAME
 
 PHOTO_SUFFIXES: Final = (
@@ -30,6 +31,11 @@ MAX_PIXELS: Final = 178_956_970
 """Where PIL too speaks of a decompression bomb."""
 _ORIENTATION_TAG: Final = 274
 _PNG_COMPRESSION: Final = 3
+_BLANK_CELLS: Final = 20
+_BLANK_DETAIL: Final = 600
+_BLANK_SHARE: Final = 0.8
+_BLACK: Final = 12
+_COLOURLESS: Final = 8
 
 Picture = NDArray[np.uint8]
 T = TypeVar("T")
@@ -60,6 +66,7 @@ class Inspected:
         orientation: EXIF orientation of the file, 1 to 8.
         stored_wh: Width and height as stored.
         thumb: Grey thumbnail ``(32, 32)``.
+        blank: Areas that show nothing, in pixels of the upright photo.
         reason: Why it cannot be used; the other fields mean nothing then.
     """
 
@@ -68,6 +75,7 @@ class Inspected:
     orientation: int = 1
     stored_wh: tuple[int, int] = (0, 0)
     thumb: Picture | None = None
+    blank: tuple[XYXY, ...] = ()
     reason: str | None = None
 
 
@@ -119,7 +127,45 @@ def inspect(path: Path) -> Inspected:
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     thumb = cv2.resize(grey, (THUMB_SIDE, THUMB_SIDE), interpolation=cv2.INTER_AREA)
     height, width = picture.shape[:2]
-    return Inspected(width, height, orientation, stored_wh, thumb)
+    return Inspected(width, height, orientation, stored_wh, thumb, find_blank(picture))
+
+
+def find_blank(picture: Picture) -> tuple[XYXY, ...]:
+    """Areas of a photo that show nothing: the black edge of a mosaic, of a turned or padded copy.
+
+    A cell of a coarse grid is blank if most of its pixels are black. Photos without colour have none:
+    in a thermal picture the sea itself may be black.
+
+    Args:
+        picture: ``(height, width, 3)`` RGB.
+
+    Returns:
+        Rectangles in pixels of the photo, which do not overlap; none in an ordinary photo.
+    """
+    height, width = picture.shape[:2]
+    stride = max(1, max(height, width) // _BLANK_DETAIL)
+    few = picture[::stride, ::stride]
+    red, green, blue = few[..., 0], few[..., 1], few[..., 2]  # max(axis=2) is ten times slower
+    brightest = np.maximum(np.maximum(red, green), blue)
+    black = brightest <= _BLACK
+    if not black.any():
+        return ()
+    colour = brightest - np.minimum(np.minimum(red, green), blue)
+    if colour[~black].max(initial=0) <= _COLOURLESS:
+        return ()
+    rows = np.linspace(0, few.shape[0], _BLANK_CELLS + 1).round().astype(int)
+    columns = np.linspace(0, few.shape[1], _BLANK_CELLS + 1).round().astype(int)
+    rectangles: list[XYXY] = []
+    for top, bottom in itertools.pairwise(rows.tolist()):
+        for left, right in itertools.pairwise(columns.tolist()):
+            cell = black[top:bottom, left:right]
+            if not cell.size or cell.mean() < _BLANK_SHARE:
+                continue
+            x1, y1, y2 = left * stride, top * stride, min(bottom * stride, height)
+            if rectangles and rectangles[-1][1:] == (y1, x1, y2):  # goes on to the right
+                x1 = int(rectangles.pop()[0])
+            rectangles.append((x1, y1, min(right * stride, width), y2))
+    return tuple(rectangles)
 
 
 def read_upright(path: Path) -> Picture:

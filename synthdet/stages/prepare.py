@@ -49,6 +49,9 @@ from synthdet.workspace import (
 __all__ = ["Recognised", "recognise", "run"]
 
 MIN_PHOTOS: Final = 3
+MAX_TRAIN_BLANK: Final = 0.25
+"""Share of a train tile that may be black edge: the LoRA would learn to draw it."""
+_SURVEY: Final = ("photos.jsonl", "rejected.jsonl", "dataset.json")
 _ANIMALS: Final = "animals"
 _BATCH: Final = 16
 """Photos whose tiles are recorded together."""
@@ -70,6 +73,8 @@ def run(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool 
         reporter.note("prepare", f"{photos_dir} is not there: going on with what was prepared")
         reporter.close("prepare", _closing_line(lock["counts"]))
         return
+    if lock is not None and not redo and not (folder.path / _SURVEY[-1]).is_file():
+        folder.lock_path.unlink()  # nothing was made yet: other settings are welcome
     recognised = recognise(photos_dir, settings.labels, settings.format)
     hashes = _hash_inputs(recognised, settings.workers)
     done = folder.claim(
@@ -82,7 +87,7 @@ def run(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool 
         leftover.unlink()
     if not done:
         reporter.note("prepare", recognised.describe())
-    survey = [folder.path / name for name in ("photos.jsonl", "rejected.jsonl", "dataset.json")]
+    survey = [folder.path / name for name in _SURVEY]
     if not all(path.is_file() for path in survey):
         _make_survey(folder, settings, recognised, hashes, reporter)
     photos = read_records(survey[0], Photo)
@@ -116,6 +121,7 @@ class _Checked:
     height: int
     boxes: tuple[Box, ...]
     thumb: _photos.Picture
+    blank: tuple[XYXY, ...]
 
 
 def _make_survey(
@@ -142,13 +148,7 @@ def _make_survey(
     plan = _split(checked, kin, near, settings)
     photos = _choose(checked, kin, plan.splits, hashes, metadata, settings, rejected)
     _require_caption_fields(photos, settings)
-    ground = tiles.plan_ground(
-        [_longer_side(box) for photo in photos if photo.split == "train" for box in photo.boxes],
-        [(photo.width, photo.height) for photo in photos],
-        resolution=settings.resolution,
-        animal_fraction=settings.animal_fraction,
-        scale=None if settings.scale == "auto" else settings.scale,
-    )
+    ground = _plan_ground(photos, settings)
     planned = _plan_tiles(photos, class_names, ground.crop_side, settings)
     small = sum(min(photo.width, photo.height) < ground.crop_side for photo in photos)
     notes = [*plan.notes, *_tile_notes(planned, small, ground)]
@@ -250,6 +250,7 @@ def _check_photos(
                     inspected.height,
                     tuple(kept),
                     inspected.thumb,
+                    inspected.blank,
                 )
             )
     return checked
@@ -512,6 +513,7 @@ def _choose(
             group=kin[number].group,
             split=own_splits[number],
             boxes=checked[number].boxes,
+            blank=checked[number].blank,
             metadata=dict(metadata.get(checked[number].path, {})),
         )
         for number, image_id in zip(chosen, image_ids, strict=True)
@@ -523,6 +525,25 @@ def _image_ids(paths: Sequence[str]) -> list[str]:
 
 
 # --- tiles ---------------------------------------------------------------------------------------
+
+
+def _plan_ground(photos: Sequence[Photo], settings: PrepareConfig) -> tiles.Ground:
+    train = [photo for photo in photos if photo.split == "train"]
+    ground = tiles.plan_ground(
+        [_longer_side(box) for photo in train for box in photo.boxes],
+        [(photo.width, photo.height) for photo in photos],
+        resolution=settings.resolution,
+        animal_fraction=settings.animal_fraction,
+        scale=None if settings.scale == "auto" else settings.scale,
+    )
+    if settings.scale != "auto":
+        return ground
+    return tiles.make_room(
+        ground,
+        [(photo.boxes, photo.width, photo.height) for photo in train],
+        resolution=settings.resolution,
+        seed=settings.seed,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -540,7 +561,8 @@ def _plan_tiles(
     scale = settings.resolution / side
     crops: dict[str, list[tiles.Crop]] = {}
     without: dict[str, dict[str, int]] = {
-        split: {"larger_than_a_tile": 0, "too_crowded": 0} for split in SPLITS
+        split: dict.fromkeys(("larger_than_a_tile", "too_crowded", "beside_blank"), 0)
+        for split in SPLITS
     }
     for photo in photos:
         planned = tiles.plan_object_crops(
@@ -550,10 +572,13 @@ def _plan_tiles(
             side,
             views=settings.views if photo.split == "train" else 1,
             rng=tiles.rng_for(settings.seed, photo.image_id),
+            blank=photo.blank,
+            max_blank=MAX_TRAIN_BLANK if photo.split == "train" else 1.0,
         )
         crops[photo.image_id] = planned.crops
         without[photo.split]["larger_than_a_tile"] += len(planned.too_large)
         without[photo.split]["too_crowded"] += len(planned.crowded)
+        without[photo.split]["beside_blank"] += len(planned.beside_blank)
     for split in SPLITS:
         own = [photo for photo in photos if photo.split == split]
         order = tiles.rng_for(settings.seed, split).permutation(len(own)).tolist()
@@ -565,6 +590,7 @@ def _plan_tiles(
                 photo.height,
                 side,
                 rng=tiles.rng_for(settings.seed, f"background {photo.image_id}"),
+                blank=photo.blank,
             )
             for photo in turn
         ]
@@ -764,6 +790,11 @@ def _tile_notes(planned: _Tiles, small: int, ground: tiles.Ground) -> list[str]:
         )
     large = sum(own["larger_than_a_tile"] for own in planned.without_tile.values())
     crowded = sum(own["too_crowded"] for own in planned.without_tile.values())
+    blank = sum(own["beside_blank"] for own in planned.without_tile.values())
+    if blank:
+        notes.append(
+            f"{blank} train animals are in no tile, because more than {MAX_TRAIN_BLANK:.0%} of it would be black edge"
+        )
     if large:
         notes.append(
             f"{large} animals are larger than a tile and in none: lower prepare.animal_fraction"
