@@ -248,7 +248,7 @@ class YoloDetector:
     Args:
         weights: A folder of weights, or a ``.pt`` file.
         image_size: Side in pixels of the square that the network sees; pictures are fitted into it.
-        batch_size: Pictures a forward pass.
+        batch_size: Pictures a forward pass, at most.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: On a CPU.
         trust: Whether a ``.pt`` file may be loaded.

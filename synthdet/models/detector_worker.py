@@ -65,7 +65,6 @@ def _prepare_environment(threads: int, settings: str) -> None:
         YOLO_AUTOINSTALL="false",
         YOLO_VERBOSE="false",
         YOLO_CONFIG_DIR=settings,
-        MPLCONFIGDIR=settings,
         OMP_NUM_THREADS=str(threads),
         CUBLAS_WORKSPACE_CONFIG=":4096:8",
     )

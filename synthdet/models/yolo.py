@@ -47,6 +47,9 @@ MAX_BOXES = 100
 """Boxes of a picture, at most, as COCO counts them."""
 NUM_VALIDATIONS = 10
 """Times in a training that the averaged weights are tried on val; the best ones are kept."""
+ONE_BY_ONE_FROM = 320
+"""Side in pixels from which a CPU is faster without batches (measured with yolo11n: 22 against 40 ms
+a picture at 320, 55 against 147 at 640; at 128 it is 9 against 2.7)."""
 PADDING = 114
 """Grey around a picture that is not square, as ultralytics trains with."""
 
@@ -464,6 +467,8 @@ def detect(
         SynthdetError: A file is not a picture that OpenCV reads; names it.
     """
     network.eval()
+    if device == "cpu" and image_size >= ONE_BY_ONE_FROM:
+        batch_size = 1
     found = []
     for begin in range(0, len(paths), batch_size):
         opened = [_letterbox(path, image_size) for path in paths[begin : begin + batch_size]]
