@@ -69,7 +69,7 @@ def write_survey(
         (building / split / "images" / "metadata.jsonl").write_text(
             "".join(lines), encoding="utf-8"
         )
-    layout = {split: f"{split}/images" for split in flights}
+    layout: dict[str, object] = {split: f"{split}/images" for split in flights}
     (building / _DONE).write_text(
         yaml.safe_dump({**layout, "nc": 1, "names": [HUMPBACK]}, sort_keys=False), encoding="utf-8"
     )
