@@ -235,19 +235,18 @@ class SdxlLoraTrainer:
         with _stop_requests() as stop:
             for step in range(start + 1, self.max_train_steps + 1):
                 training.step(step, material)
-                last = step == self.max_train_steps
-                save_now = last or step % self.checkpointing_steps == 0 or stop.is_set()
+                last, stopping = step == self.max_train_steps, stop.is_set()
                 if step % _LOG_STEPS == 0 or last:
                     figures = training.read_figures()
                     _check_finite(figures["loss"], step, checkpoints)
                     with (folder / METRICS_NAME).open("a", encoding="utf-8") as handle:
                         handle.write(json.dumps({"step": step, **figures}) + "\n")
-                if save_now:
+                if last or stopping or step % self.checkpointing_steps == 0:
                     _check_finite(training.largest_weight(), step, checkpoints)
                     tensors, numbers = training.state()
                     save_checkpoint(checkpoints, step, tensors, numbers, keep=_KEPT_CHECKPOINTS)
                 on_step(step, figures)
-                if stop.is_set():
+                if stopping:
                     raise KeyboardInterrupt
 
     def _serialise(self, unet: Any) -> bytes:
@@ -263,13 +262,24 @@ class SdxlLoraTrainer:
             "unet.lora_alpha": self.lora_alpha,
             "unet.target_modules": sorted(self.target_modules),
         }
-        return save(
+        content = save(
             {f"unet.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()},
             metadata={
                 "format": "pt",
                 LORA_ADAPTER_METADATA_KEY: json.dumps(config, indent=2, sort_keys=True),
             },
         )
+        return _sort_metadata(content)
+
+
+def _sort_metadata(content: bytes) -> bytes:
+    """The same safetensors file with its metadata in order: the library writes it in a random one."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 # --- around the loop -------------------------------------------------------------------------------
