@@ -217,9 +217,9 @@ def status(
 
     workspace = _open(run, None)
     table = Table("stage", "state", "counts", "time", box=None, pad_edge=False)
-    colours = {"done": "green", "stale": "yellow", "begun": "yellow", "open": "dim"}
+    colours = {"done": "green", "stale": "yellow", "begun": "yellow"}
     for row in pipeline.stage_statuses(workspace):
-        colour = colours[row.state]
+        colour = colours.get(row.state, "dim")
         table.add_row(
             row.name,
             f"[{colour}]{row.state}[/]",

@@ -54,13 +54,19 @@ def run_stage(name: str, workspace: Workspace, reporter: Reporter, *, redo: bool
 
 
 def run_stages(workspace: Workspace, reporter: Reporter, *, until: str = STAGES[-1]) -> None:
-    """Run every stage that is not done, in order, up to and with ``until``.
+    """Run every stage that is needed and not done, in order, up to and with ``until``.
 
     Raises:
         SynthdetError: Whatever a stage has to tell; the stages before it are done.
     """
     for name in STAGES[: STAGES.index(until) + 1]:
-        run_stage(name, workspace, reporter)
+        if _is_needed(name, workspace.read_config()):
+            run_stage(name, workspace, reporter)
+
+
+def _is_needed(stage: str, config: Config) -> bool:
+    """Pictures that the user brings need no LoRA."""
+    return stage != "finetune" or config.generate.pictures is None
 
 
 def _prepare(workspace: Workspace, config: Config, reporter: Reporter, redo: bool) -> None:
@@ -247,7 +253,7 @@ def _open_detector(
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """How a stage stands. ``state`` is one of done, stale, begun and open."""
+    """How a stage stands. ``state`` is one of done, stale, begun, open and not needed."""
 
     name: str
     state: str
@@ -268,7 +274,8 @@ def stage_statuses(workspace: Workspace) -> list[StageStatus]:
     for name in STAGES:
         lock = workspace.stage(name).lock()
         if lock is None:
-            statuses.append(StageStatus(name, "open", "", {}, 0.0))
+            state = "open" if _is_needed(name, config) else "not needed"
+            statuses.append(StageStatus(name, state, "", {}, 0.0))
             continue
         why = "; ".join(_changes(lock, getattr(config, name), outputs))
         state = "begun" if not lock["finished"] else "stale" if why else "done"

@@ -224,6 +224,25 @@ def test_nothing_is_found_and_status_names_the_label_stage(opened: Opened) -> No
     assert "no synthetic picture is left after label" in call("status", str(opened.run)).output
 
 
+def test_with_your_own_pictures_no_lora_is_trained(opened: Opened, tmp_path: Path) -> None:
+    call("run", str(opened.run), "--until", "generate")
+    mine = tmp_path / "mine"
+    (opened.run / "3-generate" / "images").rename(mine)
+    run = tmp_path / "other"
+    photos = str(tmp_path / "photos")
+    opened.run = run
+    opened.kinds.clear()
+    settings = sets((*SMALL, f"generate.pictures={mine}"))
+    call("init", str(run), "--config", "pocket", "--photos", photos, *settings)
+    result = call("run", str(run))
+    assert result.exit_code == 0, result.output
+    assert "trainer" not in opened.kinds
+    assert "generator" not in opened.kinds
+    states = {status.name: status.state for status in pipeline.stage_statuses(Workspace(run))}
+    assert states.pop("finetune") == "not needed"
+    assert set(states.values()) == {"done"}
+
+
 # --- looking -----------------------------------------------------------------------------------
 
 
