@@ -137,7 +137,7 @@ def choose(
     for _ in range(_num_wanted(len(candidates), num_real, num_synthetic, synthetic_fraction)):
         size = len(chosen) + 1
         left = len(animals) + taken - len(chosen)  # animals not yet chosen
-        is_due = taken + 0.5 <= size * share or left == 0
+        is_due = taken + 0.5 <= size * share
         # A hair of room, or 0.2 x 15 would not hold 3.
         has_room = taken + 1 <= max_background_fraction * (num_real + size) + 1e-9
         if is_due and has_room and taken < len(backgrounds):

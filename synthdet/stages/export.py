@@ -412,8 +412,9 @@ def _is_whole(folder: StageFolder) -> bool:
 def _counts(plan: _Plan, given: _Inputs) -> dict[str, Any]:
     synthetic = [entry for entry in plan.entries if entry.source == "synthetic"]
     boxes = Counter(box.class_id for entry in plan.entries for box in entry.boxes)
+    splits = Counter(entry.split for entry in plan.entries)
     return {
-        "splits": dict(Counter(entry.split for entry in plan.entries)),
+        "splits": {split: splits[split] for split in SPLITS if splits[split]},
         "real": len(plan.entries) - len(synthetic),
         "synthetic": len(synthetic),
         "synthetic_backgrounds": sum(not entry.boxes for entry in synthetic),
@@ -425,13 +426,13 @@ def _counts(plan: _Plan, given: _Inputs) -> dict[str, Any]:
 def _closing_line(counts: Mapping[str, Any]) -> str:
     number, empty = counts["synthetic"], counts["synthetic_backgrounds"]
     if number:
-        what = f"{counts['real']} real and {number} synthetic pictures"
-        what += f" ({empty} of them confirmed backgrounds)" if empty else ""
+        what = f"{counts['real']:,} real and {number:,} synthetic pictures"
+        what += f" ({empty:,} of them confirmed backgrounds)" if empty else ""
     else:
-        what = f"{counts['real']} real pictures and no synthetic one"
-        reasons = [f"{some} {reason}" for reason, some in counts["left_out"].items()]
+        what = f"{counts['real']:,} real pictures and no synthetic one"
+        reasons = [f"{some:,} {reason}" for reason, some in counts["left_out"].items()]
         what += f": {', '.join(reasons)}" if reasons else ""
-    splits = ", ".join(f"{split} {some}" for split, some in counts["splits"].items())
+    splits = ", ".join(f"{split} {some:,}" for split, some in counts["splits"].items())
     return f"{what} · {splits} · YOLO and COCO read back equal"
 
 

@@ -332,9 +332,9 @@ def _counts(
 
 
 def _closing_line(counts: Mapping[str, Any]) -> str:
-    parts = [f"{counts['kept']} kept of {counts['pictures']}"]
+    parts = [f"{counts['kept']:,} kept of {counts['pictures']:,}"]
     for reason, number in counts["dropped"].items():
         copies = reason == COPY and number > 1
-        parts.append(f"{number} {reason.replace('copy', 'copies', 1) if copies else reason}")
+        parts.append(f"{number:,} {reason.replace('copy', 'copies', 1) if copies else reason}")
     threshold = f"(threshold {counts['threshold']:.2f}, {counts['threshold_from']})"
     return f"{' · '.join(parts)}  {threshold}"

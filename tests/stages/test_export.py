@@ -64,7 +64,11 @@ def make_labelled(root: Path, pictures: Any = PICTURES) -> Run:
     images, truth = make_images(workspace, [asked for asked, _, _ in pictures])
     folder = workspace.stage("filter")
     scores = [
-        Score(image_id=image.image_id, similarity=0.9 - number / 50, background_similarity=0.5)
+        Score(
+            image_id=image.image_id,
+            similarity=0.9 - number / 50,
+            background_similarity=0.5 + number / 50,
+        )
         for number, image in enumerate(images)
     ]
     decisions = [
@@ -345,6 +349,12 @@ def test_the_mix(labelled: Run) -> None:
     assert synthetic(labelled) == ["syn-000000", "syn-000001", "syn-000006"]
     run(labelled, "export.synthetic_fraction=0.2")
     assert len(synthetic(labelled)) == 3
+
+
+def test_backgrounds_are_ranked_by_their_own_similarity(labelled: Run) -> None:
+    """The later one is closer to the real backgrounds, and further from the animals."""
+    run(labelled, "export.num_synthetic=3", "export.select=similarity")
+    assert synthetic(labelled) == ["syn-000000", "syn-000001", "syn-000007"]
 
 
 def test_verdicts_are_followed(labelled: Run) -> None:

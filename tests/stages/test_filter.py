@@ -16,6 +16,7 @@ from synthdet.config import Config, set_values
 from synthdet.core.records import Decision, Score, SyntheticImage
 from synthdet.errors import SynthdetError
 from synthdet.stages import filter as filter_stage
+from synthdet.stages.filter_report import draw_report
 from synthdet.workspace import Workspace, hash_file, read_records, write_records
 from tests.fakes import FakeEmbedder, PlannedError
 from tests.handmade import file_bytes, finish, make_images, make_run, make_tiles, quiet
@@ -53,6 +54,16 @@ def spoil(workspace: Workspace, images: list[SyntheticImage], tile: Path) -> Non
     finish(folder, ["images.jsonl"])
 
 
+@pytest.fixture(autouse=True)
+def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report takes half a second to draw; one test draws it."""
+
+    def note(path: Path, *facts: Any) -> None:
+        path.write_text(repr(facts))
+
+    monkeypatch.setattr(filter_stage, "draw_report", note)
+
+
 @pytest.fixture
 def prepared(tmp_path: Path) -> tuple[Workspace, Config]:
     workspace, config = make_run(tmp_path / "run", filter={"batch_size": 3, "model": "fake"})
@@ -80,6 +91,21 @@ def no_model() -> Any:
 
 def decisions_of(workspace: Workspace) -> list[Decision]:
     return read_records(workspace.stage("filter").path / "decisions.jsonl", Decision)
+
+
+def test_the_report_is_drawn_to_the_same_bytes(
+    prepared: tuple[Workspace, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filter_stage, "draw_report", draw_report)
+    report = prepared[0].stage("filter").path / "report.png"
+    run(prepared)
+    first = report.read_bytes()
+    with Image.open(report) as image:
+        assert image.width > 1000
+        assert len(image.convert("RGB").getcolors(1 << 24) or ()) > 500
+    report.unlink()
+    run(prepared)
+    assert report.read_bytes() == first
 
 
 def test_whole(prepared: tuple[Workspace, Config]) -> None:
@@ -113,7 +139,6 @@ def test_whole(prepared: tuple[Workspace, Config]) -> None:
     assert 0 <= counts["negatives_passing"] <= 1
     assert f"{kept} kept of 10" in said
     assert "calibrated)" in said
-    assert Image.open(folder.path / "report.png").width > 1000
     # 12 train tiles and 10 pictures, one of them a tile once more; black and torn are not embedded.
     assert sum(embedder.sizes) == 19
 
@@ -143,6 +168,7 @@ def test_a_new_threshold_opens_no_model_and_keeps_raw_scores(
     run(prepared)
     folder = workspace.stage("filter").path
     before, output = file_bytes(folder), workspace.stage("filter").output()
+    written = (folder / "scores.jsonl").stat().st_mtime_ns
     reporter, said = quiet()
     changed = set_values(config, [setting, "filter.batch_size=7"])
     filter_stage.run(workspace, changed, reporter, open_embedder=no_model)
@@ -151,6 +177,7 @@ def test_a_new_threshold_opens_no_model_and_keeps_raw_scores(
         "decisions.jsonl",
         "report.png",
     }
+    assert (folder / "scores.jsonl").stat().st_mtime_ns == written
     assert workspace.stage("filter").output() != output
     if "copy" not in setting:
         assert "(threshold 1.00, given)" in said.getvalue()
@@ -241,6 +268,18 @@ def test_a_torn_shard_is_made_again(prepared: tuple[Workspace, Config]) -> None:
     assert embedder.calls == 1
     run(prepared)
     assert file_bytes(workspace.stage("filter").path) == whole
+
+
+def test_embeddings_of_another_model_are_not_used(prepared: tuple[Workspace, Config]) -> None:
+    workspace, _ = prepared
+    run(prepared, None, "filter.model=other")
+    shards = workspace.root / "shards"
+    shutil.copytree(workspace.stage("filter").path / "embeddings", shards)
+    shutil.rmtree(workspace.stage("filter").path)
+    embedder = FakeEmbedder()
+    shutil.copytree(shards, workspace.stage("filter").path / "embeddings")
+    run(prepared, embedder)
+    assert sum(embedder.sizes) == 19
 
 
 def test_a_damaged_real_tile_is_an_error(prepared: tuple[Workspace, Config]) -> None:
