@@ -146,14 +146,14 @@ def test_the_ground_scale(longer, sizes, scale, side, word):
 
 
 def test_crowds_get_larger_tiles():
-    corners = np.random.default_rng(0).uniform((0, 0), (150, 114), (30, 2)).tolist()
+    corners = np.random.default_rng(0).uniform((0, 0), (112, 114), (20, 2)).tolist()
     crowd = [box(x, y, x + 24, y + 18) for x, y in corners]
-    photos = [(crowd, 174, 132)]
-    wanted = plan_ground([24.0], [(174, 132)], resolution=64, animal_fraction=0.3, scale=None)
+    photos = [(crowd, 136, 132)]
+    wanted = plan_ground([24.0], [(136, 132)], resolution=64, animal_fraction=0.3, scale=None)
     grown = make_room(wanted, photos, resolution=64, seed=0)
     assert wanted.crop_side < grown.crop_side <= 132
     assert "crowd" in grown.reason
-    sparse = [([box(10, 10, 34, 28)], 174, 132)]
+    sparse = [([box(10, 10, 34, 28)], 136, 132)]
     assert make_room(wanted, sparse, resolution=64, seed=0) == wanted
 
 
