@@ -294,14 +294,13 @@ def learning_rate_share(step: int, max_train_steps: int) -> float:
     """Share of the learning rate at a step, 0..1: up over a tenth of the steps, down to a hundredth.
 
     Examples:
-        >>> [round(learning_rate_share(step, 100), 2) for step in (0, 9, 10, 99)]
-        [0.1, 1.0, 0.99, 0.02]
+        >>> [round(learning_rate_share(step, 100), 2) for step in (0, 9, 10, 60, 99)]
+        [0.1, 1.0, 1.0, 0.45, 0.02]
     """
     warmup = max(1, max_train_steps // 10)
     if step < warmup:
         return (step + 1) / warmup
-    left = (max_train_steps - step) / max(1, max_train_steps - warmup)
-    return 0.01 + 0.99 * left * (1 - 1 / max(2, max_train_steps))
+    return 0.01 + 0.99 * (max_train_steps - step) / max(1, max_train_steps - warmup)
 
 
 def train(start: Start, training: Training, device: str, on_step: Callable[[int], None]) -> None:
@@ -406,7 +405,8 @@ def _step(
         for name, value in batch.items()
     }
     given["img"] = given["img"].float() / 255
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=device != "cpu"):
+    half = device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
         losses, _parts = network.loss(given)
     total: Tensor = losses.sum()
     total.backward()  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,17 @@ def weights(
 def opened(process: DetectorProcess, weights: Path, **changes: Any) -> YoloDetector:
     arguments = {"image_size": SIZE, "batch_size": 4, "trust": False} | changes
     return YoloDetector(weights, device="cpu", threads=1, process=process, **arguments)
+
+
+def test_doctests() -> None:
+    """In a process of their own, as everything that imports ultralytics."""
+    script = "import doctest, synthdet.models.yolo as m; r = doctest.testmod(m); print(r.attempted); exit(r.failed)"
+    environment = os.environ | {"YOLO_OFFLINE": "true", "YOLO_CONFIG_DIR": tempfile.gettempdir()}
+    told = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert int(told.stdout.split()[-1]) >= 3
 
 
 def test_weights_are_a_folder_without_a_pickle(weights: Path, data_yaml: Path) -> None:
