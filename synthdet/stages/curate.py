@@ -263,7 +263,12 @@ def _make_dataset(
 
 def _write_schema(fo: ModuleType, folder: Path) -> None:
     """Let the installed FiftyOne write ``metadata.json``, so that it is of the version it reads."""
-    numbers = {"seed": fo.IntField, "similarity": fo.FloatField, "kept": fo.BooleanField}
+    numbers = {
+        "seed": fo.IntField,
+        "similarity": fo.FloatField,
+        "background_similarity": fo.FloatField,
+        "kept": fo.BooleanField,
+    }
     empty = fo.Dataset()
     try:
         empty.media_type = "image"

@@ -123,7 +123,9 @@ def decide(workspace: Workspace) -> None:
     """Number 0 accepted, 1 to review, 2 negative, 3 dropped with boxes, 4 dropped as faulty."""
     ids = [f"syn-{number:06d}" for number in range(5)]
     scores = [
-        Score(image_id=i, similarity=0.9 - 0.1 * n, nearest_real="tile-0")
+        Score(
+            image_id=i, similarity=0.9 - 0.1 * n, background_similarity=0.5, nearest_real="tile-0"
+        )
         for n, i in enumerate(ids[:4])
     ]
     write_records(
@@ -226,6 +228,7 @@ class TestLoad:
         image = sample(dataset, "syn-000001")
         assert (image.seed, image.prompt) == (101, "aerial photo of one humpback whale")
         assert image.similarity == pytest.approx(0.8)
+        assert image.background_similarity == 0.5
         assert (image.nearest_real, image.kept, image.status) == ("tile-0", True, "review")
         assert image.reason == "confidence 0.20"
         assert [(b.label, b.confidence) for b in image.accepted.detections] == [("boat", 0.2)]

@@ -42,7 +42,8 @@ FIELDS: Final = {
     "group": "What a real tile shares with its neighbours: site, flight, block of frames",
     "prompt": "What the picture was made from; the caption of a real tile",
     "seed": "Seed of a synthetic picture",
-    "similarity": "Cosine similarity (CLIP) to the centroid of the real train tiles",
+    "similarity": "Cosine similarity (CLIP) to the centroid of the real train tiles with an animal",
+    "background_similarity": "The same, to the centroid of the real background tiles",
     "nearest_real": "The most similar real tile",
     "kept": "What the filter decided",
     "reason": "Why it was dropped, or waits for review",
@@ -186,7 +187,9 @@ def _synthetic_fields(shown: ShownRun, image: SyntheticImage) -> dict[str, Any]:
         fields["kept"] = decision.kept
         reasons.append(decision.reason)
     if score is not None:
-        fields |= {"similarity": score.similarity, "nearest_real": score.nearest_real}
+        fields |= score.model_dump(
+            include={"similarity", "background_similarity", "nearest_real"}, exclude_none=True
+        )
         reasons.append(score.fault)
     if label is not None:
         fields["status"] = label.status
