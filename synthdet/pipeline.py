@@ -78,12 +78,13 @@ def _prepare(workspace: Workspace, config: Config, reporter: Reporter, redo: boo
 def _finetune(workspace: Workspace, config: Config, reporter: Reporter, redo: bool) -> None:
     from synthdet.stages import finetune
 
+    note = partial(reporter.note, "finetune")
     finetune.run(
         workspace,
         config,
         reporter,
-        open_trainer=partial(_open_lora_trainer, config),
-        open_generator=lambda lora: _open_generator(config, lora, lora_scale=1.0),
+        open_trainer=lambda: _open_lora_trainer(config, note),
+        open_generator=lambda lora: _open_generator(config, lora, 1.0, note),
         redo=redo,
     )
 
@@ -91,12 +92,13 @@ def _finetune(workspace: Workspace, config: Config, reporter: Reporter, redo: bo
 def _generate(workspace: Workspace, config: Config, reporter: Reporter, redo: bool) -> None:
     from synthdet.stages import generate
 
+    note = partial(reporter.note, "generate")
     lora = workspace.stage("finetune").path / "pytorch_lora_weights.safetensors"
     generate.run(
         workspace,
         config,
         reporter,
-        open_generator=lambda: _open_generator(config, lora, lora_scale=config.generate.lora_scale),
+        open_generator=lambda: _open_generator(config, lora, config.generate.lora_scale, note),
         redo=redo,
     )
 
@@ -168,7 +170,7 @@ def _embedded(name: str, part: str) -> str | Path:
     return weights_dir() / part
 
 
-def _open_lora_trainer(config: Config) -> LoraTrainer:
+def _open_lora_trainer(config: Config, note: Callable[[str], None]) -> LoraTrainer:
     from synthdet.models.lora import SdxlLoraTrainer
 
     settings = config.finetune
@@ -192,10 +194,13 @@ def _open_lora_trainer(config: Config) -> LoraTrainer:
         checkpointing_steps=settings.checkpointing_steps,
         seed=settings.seed,
         device=settings.device,
+        note=note,
     )
 
 
-def _open_generator(config: Config, lora: Path | None, *, lora_scale: float) -> ImageGenerator:
+def _open_generator(
+    config: Config, lora: Path | None, lora_scale: float, note: Callable[[str], None]
+) -> ImageGenerator:
     from synthdet.models.sdxl import SdxlGenerator
 
     return SdxlGenerator(
@@ -206,6 +211,7 @@ def _open_generator(config: Config, lora: Path | None, *, lora_scale: float) -> 
         scheduler=config.generate.scheduler,
         mixed_precision=config.generate.mixed_precision,
         device=config.generate.device,
+        note=note,
     )
 
 
