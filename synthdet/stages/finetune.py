@@ -6,7 +6,8 @@ Reads:
 
 Writes:
     ``2-finetune/pytorch_lora_weights.safetensors`` in diffusers' format; ``metrics.jsonl``, a line
-    a logged step; ``samples/``, the base model's picture beside the LoRA's, same prompt and seed;
+    a logged step; ``model.json``, what the LoRA belongs to, so that later stages see it change;
+    ``samples/``, the base model's picture beside the LoRA's, same prompt and seed;
     ``checkpoints/``, the training's last state; ``cache/`` (latents) while it trains.
 
 Resume:
@@ -45,6 +46,7 @@ from synthdet.workspace import (
     atomic_path,
     hash_file,
     read_records,
+    write_json,
     write_text,
 )
 
@@ -88,9 +90,10 @@ def run(
         redo=redo,
         note=lambda text: reporter.note("finetune", text),
     )
-    weights = folder.path / WEIGHTS_NAME
+    weights, model = folder.path / WEIGHTS_NAME, folder.path / "model.json"
     samples = [folder.path / "samples" / f"sample-{i:02d}.png" for i in range(settings.num_samples)]
-    if done and all(path.exists() for path in (weights, folder.path / METRICS_NAME, *samples)):
+    promised = (weights, model, folder.path / METRICS_NAME, *samples)
+    if done and all(path.exists() for path in promised):
         lock = folder.lock() or {}
         reporter.close("finetune", _closing_line({**lock["counts"], **lock["runtime"]}))
         return
@@ -113,9 +116,10 @@ def run(
     if settings.lora is None:
         counts["steps"] = settings.max_train_steps
         counts["loss_first"], counts["loss_last"] = _read_trend(folder.path / METRICS_NAME)
+    write_json(model, {"base_model": settings.base_model, "vae": settings.vae})
     if not all(path.exists() for path in samples):
         _draw_samples(samples, train_tiles, weights, config, reporter, open_generator)
-    folder.close(outputs=[weights], counts=counts, runtime=runtime)
+    folder.close(outputs=[weights, model], counts=counts, runtime=runtime)
     reporter.close("finetune", _closing_line({**counts, **runtime}))
 
 

@@ -178,6 +178,16 @@ def test_what_is_no_lora_is_refused_by_name(tmp_path: Path, content: Any, messag
     assert not (workspace.root / "2-finetune").exists()
 
 
+def test_the_same_lora_on_another_base_model_is_another_output(tmp_path: Path) -> None:
+    lora = str(own_lora(tmp_path / "a.safetensors"))
+    outputs = set()
+    for name in ("one", "two"):
+        workspace, config = start(tmp_path / name, lora=lora, base_model=name)
+        make(workspace, config, None, {})
+        outputs.add(workspace.stage("finetune").output())
+    assert len(outputs) == 2
+
+
 def test_metrics_of_an_own_lora_are_empty(tmp_path: Path) -> None:
     workspace, config = start(tmp_path / "run", lora=str(own_lora(tmp_path / "a.safetensors")))
     make(workspace, config, None, {})
