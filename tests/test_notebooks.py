@@ -1,0 +1,101 @@
+"""The notebooks are kept without outputs, train nothing, and run on a small run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+from PIL import Image
+
+from synthdet.config import Config
+from synthdet.core.records import Box, DetectedBox, Detections, ManifestEntry, Source, Split
+from synthdet.workspace import Workspace, hash_file, write_json, write_records, write_text
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+WIDTH, HEIGHT = 96, 64
+MEASURES = ("map50", "map50_95", "precision", "recall", "f1", "confidence")
+WHALE = (20.0, 10.0, 60.0, 40.0)
+
+
+def evaluated_run(folder: Path, *, arms: tuple[str, ...]) -> Workspace:
+    """A run with an export and an evaluation, written by hand."""
+    workspace = Workspace.make(folder, Config())
+    entries = []
+    pictures: list[tuple[Source, Split]] = [("real", "train"), ("real", "val"), ("real", "test")]
+    if len(arms) > 1:
+        pictures.append(("synthetic", "train"))
+    for number, (source, split) in enumerate(pictures):
+        name = f"{source}-{number}"
+        path = workspace.stage("export").path / "yolo" / "images" / split / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((HEIGHT, WIDTH, 3), 40 * number, np.uint8)).save(path)
+        entry = ManifestEntry(
+            image_id=name,
+            source=source,
+            split=split,
+            yolo_path=workspace.relative(path),
+            coco_path=workspace.relative(path),
+            sha256=hash_file(path),
+            width=WIDTH,
+            height=HEIGHT,
+            boxes=(Box(xyxy=WHALE, class_id=0),),
+            provenance={},
+        )
+        entries.append(entry)
+    write_records(workspace.stage("export").path / "manifest.jsonl", entries)
+    lines = ["arm,seed,measure,value"]
+    for arm in arms:
+        for seed in (0, 1):
+            lines += [f"{arm},{seed},{measure},{0.3 + 0.1 * seed:.6f}" for measure in MEASURES]
+            found = Detections(
+                image_id="real-2",
+                boxes=(DetectedBox(xyxy=(18, 8, 55, 44), class_id=0, confidence=0.8),),
+            )
+            path = workspace.stage("evaluate").path / "predictions" / f"{arm}-{seed}.jsonl"
+            write_records(path, [found])
+    write_text(workspace.stage("evaluate").path / "results.csv", "\n".join(lines) + "\n")
+    compared: dict[str, Any] = {
+        "map50": {"mean": 0.02, "low": -0.1, "high": 0.14},
+        "map50_95": {"mean": 0.01, "low": None, "high": None},
+    }
+    verdict = {"sentence": "Not shown.", "differences": compared if len(arms) > 1 else {}}
+    write_json(workspace.stage("evaluate").path / "verdict.json", verdict)
+    return workspace
+
+
+def test_there_are_notebooks() -> None:
+    assert "compare_detectors" in [path.stem for path in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_kept_clean(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+            assert "torch" not in cell.source
+            assert "ultralytics" not in cell.source
+
+
+@pytest.mark.parametrize(
+    "arms", [("real", "real_plus_synthetic"), ("real",)], ids=["compared", "nothing-added"]
+)
+def test_the_comparison_runs(
+    arms: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = evaluated_run(tmp_path / "run", arms=arms)
+    monkeypatch.setenv("SYNTHDET_RUN", str(workspace.root))
+    notebook = nbformat.read(
+        next(path for path in NOTEBOOKS if path.stem == "compare_detectors"), as_version=4
+    )
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert outputs[0]["text"] == "Not shown.\n"
+    drawn = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert len(drawn) == 4, "pairs, intervals, train pictures, test pictures"
