@@ -232,3 +232,23 @@ def test_devices_and_precisions() -> None:
         assert resolve_device("auto") == "cpu"
         with pytest.raises(SynthdetError, match="cuda was asked for"):
             resolve_device("cuda")
+
+
+def test_a_lora_in_kohya_s_format_is_fused_with_its_alpha(base: Path, tmp_path: Path) -> None:
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    down, up = torch.randn(2, 2, 8, generator=torch.Generator().manual_seed(0))
+    weights = {
+        f"{layer}.lora_down.weight": down.clone(),
+        f"{layer}.lora_up.weight": up.T.contiguous(),
+        f"{layer}.alpha": torch.tensor(1.0),
+    }
+    save_file(weights, tmp_path / "kohya.safetensors")
+    pipeline = sdxl.load_pipeline(base, vae=None, dtype=torch.float32)
+
+    def read() -> torch.Tensor:
+        block = pipeline.unet.mid_block.attentions[0].transformer_blocks[0]
+        return block.attn1.to_q.weight.detach().clone()  # type: ignore[no-any-return]
+
+    before = read()
+    sdxl.fuse_lora(pipeline, tmp_path / "kohya.safetensors", 1.0)
+    torch.testing.assert_close(read(), before + 0.5 * up.T @ down)
