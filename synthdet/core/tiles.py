@@ -128,8 +128,9 @@ def make_room(
 ) -> Ground:
     """Larger crops where animals stand so close that most crops would cut one.
 
-    The smallest crop side, up to twice the wanted one and within the photos, that leaves at most
-    `MAX_LOST` of the animals without a tile; else the one that leaves the fewest.
+    The smallest crop side, up to twice the wanted one, that leaves at most `MAX_LOST` of the animals
+    without a tile; else the one that leaves the fewest. Within the photos, or, as the last choice, as
+    large as whole photos: then nothing is cut, and what lacks to a square is filled up.
 
     Args:
         ground: As `plan_ground` wants it.
@@ -137,13 +138,14 @@ def make_room(
         resolution: Side of a tile in pixels.
         seed: Of the positions tried.
     """
-    shorter = [min(width, height) for _boxes, width, height in photos]
-    room = math.floor(np.percentile(shorter, SMALL_PHOTOS)) if shorter else 0
+    if not photos:
+        return ground
+    room = math.floor(np.percentile([min(own[1:]) for own in photos], SMALL_PHOTOS))
+    whole = math.ceil(np.percentile([max(own[1:]) for own in photos], 100 - SMALL_PHOTOS))
+    sides = [side for growth in _GROWTH if (side := round(ground.crop_side * growth)) < room]
+    sides += [side for side in (room, whole) if side <= ground.crop_side * _GROWTH[-1]]
     best: tuple[float, int] | None = None
-    for growth in _GROWTH:
-        side = round(ground.crop_side * growth)
-        if growth > 1 and side > room:
-            side = max(room, ground.crop_side)
+    for side in sorted({ground.crop_side, *(side for side in sides if side > ground.crop_side)}):
         lost = total = 0
         for number, (boxes, width, height) in enumerate(photos):
             rng = rng_for(seed, str(number))

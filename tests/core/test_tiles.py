@@ -151,7 +151,7 @@ def test_crowds_get_larger_tiles():
     photos = [(crowd, 136, 132)]
     wanted = plan_ground([24.0], [(136, 132)], resolution=64, animal_fraction=0.3, scale=None)
     grown = make_room(wanted, photos, resolution=64, seed=0)
-    assert wanted.crop_side < grown.crop_side <= 132
+    assert wanted.crop_side < grown.crop_side == 136
     assert "crowd" in grown.reason
     sparse = [([box(10, 10, 34, 28)], 136, 132)]
     assert make_room(wanted, sparse, resolution=64, seed=0) == wanted
