@@ -122,7 +122,7 @@ class _Worker:
         self._device = self._resolve_device(job["device"])
         network = self._yolo.load_network(self._yolo.Start(job["kind"], job["where"]))
         names = list(network.names.values())
-        self._network = network.fuse().to(self._device)
+        self._network = network.fuse().to(self._device, memory_format=self._yolo.CHANNELS_LAST)
         return {"names": names}
 
     def _detect(self, job: dict[str, Any]) -> list[Any]:

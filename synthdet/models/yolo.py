@@ -50,6 +50,8 @@ NUM_VALIDATIONS = 10
 ONE_BY_ONE_FROM = 320
 """Side in pixels from which a CPU is faster without batches (measured with yolo11n: 22 against 40 ms
 a picture at 320, 55 against 147 at 640; at 128 it is 9 against 2.7)."""
+CHANNELS_LAST = torch.channels_last
+"""Order in memory: a seventh faster in training and detection, on a CPU too (measured)."""
 PADDING = 114
 """Grey around a picture that is not square, as ultralytics trains with."""
 
@@ -313,7 +315,7 @@ def train(start: Start, training: Training, device: str, on_step: Callable[[int]
     """
     init_seeds(training.seed, deterministic=True)
     dataset = read_dataset(training.data_yaml)
-    network = load_network(start, dataset.class_names).to(device)
+    network = load_network(start, dataset.class_names).to(device, memory_format=CHANNELS_LAST)
     for name, parameter in network.named_parameters():
         parameter.requires_grad = ".dfl" not in name
     options = get_cfg(overrides={**AUGMENTATIONS, "imgsz": training.image_size, "plots": False})
@@ -404,7 +406,7 @@ def _step(
         name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for name, value in batch.items()
     }
-    given["img"] = given["img"].float() / 255
+    given["img"] = given["img"].float().contiguous(memory_format=CHANNELS_LAST) / 255
     half = device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
     with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
         losses, _parts = network.loss(given)
@@ -473,7 +475,7 @@ def detect(
     for begin in range(0, len(paths), batch_size):
         opened = [_letterbox(path, image_size) for path in paths[begin : begin + batch_size]]
         pixels = torch.from_numpy(np.stack([picture for picture, _fit in opened]))
-        pixels = pixels.to(device).permute(0, 3, 1, 2).contiguous().float() / 255
+        pixels = pixels.to(device).permute(0, 3, 1, 2).float() / 255  # channels last in memory
         output = network(pixels)
         for rows, (_picture, fit) in zip(
             _suppress(network, output, min_confidence), opened, strict=True

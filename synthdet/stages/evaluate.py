@@ -125,8 +125,8 @@ def run(
     if done and not todo and all((folder.path / name).exists() for name in PROMISED):
         reporter.close("evaluate", _closing_line(read_json(folder.path / "verdict.json")))
         return
-    for leftover in folder.path.rglob(".tmp-*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    for leftover in list(folder.path.rglob(".tmp-*")):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
     if todo:
         if not study.train["real"]:

@@ -99,8 +99,8 @@ def run(
     if done and _is_whole(folder, config, given):
         reporter.close("label", _closing_line((folder.lock() or {})["counts"]))
         return
-    for leftover in folder.path.rglob(".tmp-*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    for leftover in list(folder.path.rglob(".tmp-*")):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
     weights = folder.path / "weights"
     if config.label.weights is not None:
