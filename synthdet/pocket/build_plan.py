@@ -76,7 +76,7 @@ class UNetPlan:
 
     channels: tuple[int, ...] = (64, 112, 208)
     layers: int = 1
-    head_width: int = 16
+    head_width: int = 52
     norm_groups: int = 16
     time_id_width: int = 32
     caption_dropout: float = 0.1
@@ -86,7 +86,7 @@ class UNetPlan:
     crop_fraction: float = 0.1
     """Share of steps on a crop of the latents, told so in the size ids."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(20_000, 16, 4e-4, warmup=300, decay_fraction=0.2)
+        default_factory=lambda: Schedule(20_000, 8, 4e-4, warmup=300, decay_fraction=0.2)
     )
 
 
@@ -103,7 +103,7 @@ class ClipPlan:
     humpback_fraction: float = 0.2
     """Share of humpback scenes in a batch."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(1_600, 128, 1e-3, decay_fraction=0.6, weight_decay=0.05)
+        default_factory=lambda: Schedule(1_000, 64, 1e-3, decay_fraction=0.6, weight_decay=0.05)
     )
 
 

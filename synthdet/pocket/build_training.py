@@ -121,6 +121,7 @@ def train(
         lr=schedule.learning_rate,
         betas=(0.9, 0.99),
         weight_decay=schedule.weight_decay,
+        fused=True,
     )
     trained = Trained(Averages(model, schedule.ema), 0)
     checkpoint = place.folder / "checkpoint.pt"

@@ -22,6 +22,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -66,6 +67,8 @@ class Denoiser(nn.Module):
             projection_class_embeddings_input_dim=6 * unet.time_id_width + text.width,
             norm_num_groups=unet.norm_groups,
         )
+        # On a CPU plain matrix products train a third faster than the fused attention kernel.
+        self.unet.set_attn_processor(AttnProcessor())
         self.text_encoder = CLIPTextModel(text_config(tokenizer, text))
         self.text_encoder_2 = CLIPTextModelWithProjection(text_config(tokenizer, text))
 
@@ -201,6 +204,7 @@ def make_pipeline(
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
     )
+    pipeline.unet.set_default_attn_processor()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
