@@ -214,32 +214,46 @@ def read_metadata(recognised: Recognised) -> dict[str, dict[str, Any]]:
 
 
 def _find_yolo(photos: Listing, labels: Listing, *, given: bool) -> dict[str, Path]:
-    """Photo -> its label file, matched by place, split and name."""
-    texts: dict[tuple[str, str], list[str]] = defaultdict(list)
-    by_stem: dict[str, list[str]] = defaultdict(list)
-    for path in labels.files:
-        if path.lower().endswith(".txt") and PurePosixPath(path).name not in _NAME_FILES:
-            texts[_place(path)].append(path)
-            by_stem[PurePosixPath(path).stem].append(path)
-    stems = Counter(PurePosixPath(path).stem for path in photos.photos)
-    found: dict[str, Path] = {}
+    """Photo -> its label file: in the parallel folder, beside it, or elsewhere by place and name.
+
+    A label file that belongs to one photo by its folder is not lent to another.
+    """
+    texts = [
+        path
+        for path in labels.files
+        if path.lower().endswith(".txt") and PurePosixPath(path).name not in _NAME_FILES
+    ]
+    known = set(texts)
+    found: dict[str, str] = {}
     for photo in photos.photos:
+        name = PurePosixPath(photo).with_suffix(".txt")
+        parallel = "/".join("labels" if part == "images" else part for part in name.parts)
+        own = next((path for path in (parallel, name.as_posix()) if path in known), None)
+        if own is not None:
+            found[photo] = own
+    by_place: dict[tuple[str, str], list[str]] = defaultdict(list)
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(known.difference(found.values())):
+        by_place[_place(path)].append(path)
+        by_stem[PurePosixPath(path).stem].append(path)
+    stems = Counter(PurePosixPath(path).stem for path in photos.photos)
+    for photo in (photo for photo in photos.photos if photo not in found):
         stem, split = PurePosixPath(photo).stem, given_split(photo)
-        same_place = [
-            path for path in texts[_place(photo)] if given_split(path) in (split, None)
-        ] or ([path for path in texts[_place(photo)] if split is None])
-        if not same_place and given and stems[stem] == 1 and len(by_stem[stem]) == 1:
-            same_place = by_stem[stem]
-        if not same_place:
-            continue
-        beside = [path for path in same_place if _folder(path) == _folder(photo)]
-        chosen = (beside or same_place) if len(same_place) > 1 else same_place
-        if len(chosen) > 1:
+        candidates = [
+            path
+            for path in by_place[_place(photo)]
+            if split is None or given_split(path) in (split, None)
+        ]
+        if not candidates and given and stems[stem] == 1:
+            candidates = by_stem[stem]
+        if len(candidates) > 1:
             raise SynthdetError(
-                f"{photo} has two label files, {chosen[0]} and {chosen[1]} in {labels.root}: name their folder with prepare.labels"
+                f"{photo} has two label files, {candidates[0]} and {candidates[1]} in {labels.root}: "
+                "name their folder with prepare.labels"
             )
-        found[photo] = labels.root / chosen[0]
-    return found
+        if candidates:
+            found[photo] = candidates[0]
+    return {photo: labels.root / path for photo, path in found.items()}
 
 
 def _place(path: str) -> tuple[str, str]:
@@ -247,10 +261,6 @@ def _place(path: str) -> tuple[str, str]:
     pure = PurePosixPath(path)
     folders = [part for part in pure.parts[:-1] if part.lower() not in LAYOUT_WORDS]
     return "/".join(folders), pure.stem
-
-
-def _folder(path: str) -> PurePosixPath:
-    return PurePosixPath(path).parent
 
 
 def _require_yolo(found: dict[str, Path]) -> None:

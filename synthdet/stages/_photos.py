@@ -196,7 +196,7 @@ def cut(picture: Picture, xyxy: Sequence[float], resolution: int) -> Picture:
         filled = cv2.copyMakeBorder(
             crop, 0, side - height, 0, side - width, borderType=cv2.BORDER_REFLECT_101
         )
-        filled = cv2.GaussianBlur(filled, (0, 0), sigmaX=max(1.0, side / 24))
+        filled = cv2.GaussianBlur(filled, (0, 0), sigmaX=max(1.0, side / 8))
         filled[:height, :width] = crop
         crop = filled
     if side == resolution:
