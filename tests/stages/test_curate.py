@@ -45,13 +45,10 @@ needs_mongodb = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """FiftyOne on a database of its own: its folder counts from the first import on."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FIFTYONE_DATABASE_DIR", str(tmp_path_factory.mktemp("mongodb")))
-        patch.delenv("FIFTYONE_DATABASE_URI", raising=False)
-        with curate._fiftyone() as fo:
-            yield fo
+def database() -> Iterator[Any]:
+    """FiftyOne, with the tests' own database."""
+    with curate._fiftyone() as fo:
+        yield fo
 
 
 def quiet() -> Reporter:
