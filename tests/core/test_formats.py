@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as masks
 
@@ -170,6 +171,37 @@ def test_a_bad_coco_annotation_is_told(annotation):
 def test_a_category_that_does_not_exist_is_refused():
     with pytest.raises(SynthdetError, match=r"a\.json: an annotation of a\.jpg has category_id 7"):
         from_coco(coco_with(bbox=[1, 2, 3, 4], category_id=7), where="a.json")
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
+anything = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["image_id", "category_id", "bbox", "segmentation"]), anything)
+)
+def test_no_coco_annotation_raises_but_as_an_error_for_people(annotation):
+    fields = coco_with(bbox=[1, 2, 3, 4])
+    fields["annotations"].append({"image_id": "a", "category_id": 5, **annotation})
+    with contextlib.suppress(SynthdetError):
+        from_coco(fields, where="a.json")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from(["id", "file_name", "width", "height", "name"]), anything))
+def test_no_coco_image_or_category_raises_but_as_an_error_for_people(entry):
+    for part in ("images", "categories"):
+        fields = coco_with(bbox=[1, 2, 3, 4])
+        fields[part][0].update(entry)
+        with contextlib.suppress(SynthdetError):
+            from_coco(fields, where="a.json")
 
 
 @pytest.mark.parametrize("fields", [{}, [], {"images": [], "annotations": {}}])

@@ -20,7 +20,7 @@ from PIL import Image
 from synthdet.config import Config
 from synthdet.core.records import SPLITS, Photo, Rejected, Tile
 from synthdet.errors import SynthdetError
-from synthdet.stages import _photos, prepare
+from synthdet.stages import _photos, _survey, _tiles, prepare
 from synthdet.workspace import Workspace, hash_file, read_json, read_records
 from tests.builders import (
     PHOTO_WH,
@@ -171,8 +171,13 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path, monkeypatch, at):
         return write
 
     with monkeypatch.context() as patch:
-        for name in ("write_records", "write_json", "append_records", "write_bytes"):
-            patch.setattr(prepare, name, failing(getattr(prepare, name)))
+        for module, name in (
+            (_survey, "write_records"),
+            (_survey, "write_json"),
+            (_tiles, "append_records"),
+            (_tiles, "write_bytes"),
+        ):
+            patch.setattr(module, name, failing(getattr(module, name)))
         with pytest.raises(Killed):
             prepare.run(workspace, config, quiet_reporter())
     leftover = workspace.stage("prepare").path / "tiles" / ".tmp-1-half.png"

@@ -84,7 +84,7 @@ def from_coco(fields: Mapping[str, Any], *, where: str) -> CocoFile:
         category_ids = tuple(int(category["id"]) for category in fields["categories"])
         class_names = tuple(str(category["name"]).strip() for category in fields["categories"])
         images = {image["id"]: _from_image(image) for image in fields["images"]}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise SynthdetError(f"{where}: an image or a category is malformed ({error!r})") from error
     if len(images) < len(fields["images"]):
         raise SynthdetError(f"{where}: two images have the same id")
@@ -103,7 +103,7 @@ def from_coco(fields: Mapping[str, Any], *, where: str) -> CocoFile:
             )
         try:
             xyxy = _from_annotation(annotation, image.size_wh)
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             name = annotation.get("id", number)
             image.problems.append(f"annotation {name}: {str(error) or 'is malformed'}")
             continue
@@ -192,10 +192,13 @@ def _from_segmentation(segmentation: Any, size_wh: tuple[int, int] | None) -> XY
     if not segmentation:
         raise ValueError("has neither a bbox nor a segmentation")
     if isinstance(segmentation, dict):
-        runs = segmentation
-        if isinstance(runs["counts"], list):
-            runs = masks.frPyObjects(runs, *(size_wh or runs["size"])[::-1])
-        x, y, width, height = (float(value) for value in masks.toBbox(runs))
+        try:
+            runs = segmentation
+            if isinstance(runs["counts"], list):
+                runs = masks.frPyObjects(runs, *(size_wh or runs["size"][::-1])[::-1])
+            x, y, width, height = (float(value) for value in masks.toBbox(runs))
+        except Exception as error:  # the decoder raises whatever its C code meets
+            raise ValueError("its run lengths cannot be read") from error
         return (x, y, x + width, y + height)
     points = [float(value) for polygon in segmentation for value in polygon]
     if len(points) < 6 or not all(math.isfinite(value) for value in points):
