@@ -295,10 +295,10 @@ def _find_names(photos: Listing, labels: Listing) -> tuple[dict[int, str] | None
                 found.append((names, listing.root / path))
         if found:
             break
-    for other_names, path in found[1:]:
+    for other_names, other_path in found[1:]:
         if other_names != found[0][0]:
             raise SynthdetError(
-                f"{found[0][1]} and {path} give different class names: leave one, or name its folder with prepare.labels"
+                f"{found[0][1]} and {other_path} give different class names: leave one, or name its folder with prepare.labels"
             )
     return found[0] if found else (None, None)
 

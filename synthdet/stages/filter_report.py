@@ -103,7 +103,7 @@ def _draw_histograms(axis: Axes, shown: Sequence[_Shown], calibration: Calibrati
     everything = np.concatenate([values for _, values, _ in sets] + [np.array([threshold])])
     # A few pictures of nothing known would squeeze all others into a corner: they go to the first bin.
     lowest = min(float(np.percentile(everything, 2)), threshold) - 0.005
-    edges = np.linspace(lowest, everything.max() + 0.005, 41)
+    edges = np.linspace(lowest, everything.max() + 0.005, 41).tolist()
     for label, values, colour in sets:
         if len(values):
             values = values.clip(lowest)
