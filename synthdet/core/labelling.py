@@ -10,8 +10,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from synthdet.core.boxes import area, intersection
 from synthdet.core.captions import number_word
-from synthdet.core.comparison import best_operating_point, match_detections, operating_point
+from synthdet.core.comparison import (
+    best_operating_point,
+    match_detections,
+    operating_point,
+    pairwise_iou,
+)
 from synthdet.core.records import XYXY, Box, DetectedBox, Label, LabelStatus
 from synthdet.errors import SynthdetError
 
@@ -23,6 +29,14 @@ FALLBACK_CONFIDENCE = 0.25
 
 MAX_BOX_SHARE = 0.9
 """A box over more than this share of its picture, 0..1, holds no animal but the picture."""
+
+TWICE_IOU = 0.5
+"""Two boxes of a class that overlap more than this (IoU) are one animal drawn twice. Detectors leave
+such pairs: their own limit is looser, as a measure's curve wants it."""
+
+UNSURE_OVERLAP = 0.6
+"""An unsure box that shares more than this of the smaller area with an accepted one is a part of that
+animal, or the animal and its wake, and no animal of its own that was missed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +86,8 @@ def calibrate_confidence(
         0.6
     """
     num_boxes = sum(len(boxes) for boxes in truths)
-    matches = match_detections(truths, detections, num_classes=num_classes)
+    thinned = [drop_twice_drawn(boxes) for boxes in detections]
+    matches = match_detections(truths, thinned, num_classes=num_classes)
     if given is not None:
         point = operating_point(matches, given) if num_boxes else None
     else:
@@ -83,6 +98,23 @@ def calibrate_confidence(
     return Calibration(
         point.confidence, point.f1, point.precision, point.recall, len(truths), num_boxes
     )
+
+
+def drop_twice_drawn(boxes: Sequence[DetectedBox]) -> tuple[DetectedBox, ...]:
+    """Of boxes that mark the same animal (`TWICE_IOU`, same class) only the most confident one.
+
+    Examples:
+        >>> drawn = [DetectedBox(xyxy=(0, 0, 9, y), class_id=0, confidence=0.9 - y / 100)
+        ...          for y in (6, 5, 2)]
+        >>> [box.xyxy[3] for box in drop_twice_drawn(drawn)]
+        [2.0, 5.0]
+    """
+    kept: list[DetectedBox] = []
+    for box in sorted(boxes, key=lambda box: -box.confidence):
+        same = [other.xyxy for other in kept if other.class_id == box.class_id]
+        if not same or pairwise_iou([box.xyxy], same).max() <= TWICE_IOU:
+            kept.append(box)
+    return tuple(kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +155,13 @@ def decide_label(
         `review_confidence` on, a negative none.
     """
     review_from = min(rules.review_confidence, rules.confidence)
-    visible = tuple(box for box in boxes if box.confidence >= review_from)
+    visible = tuple(box for box in drop_twice_drawn(boxes) if box.confidence >= review_from)
     accepted = tuple(box for box in visible if box.confidence >= rules.confidence)
+    visible = tuple(
+        box
+        for box in visible
+        if box.confidence >= rules.confidence or not _belongs_to(box, accepted)
+    )
     status, reason = _judge(visible, accepted, size_wh=size_wh, asked_for=asked_for, rules=rules)
     kept = {"accept": accepted, "review": visible, "negative": ()}[status]
     return Label(image_id=image_id, status=status, boxes=kept, reason=reason)
@@ -155,6 +192,13 @@ def _judge(
         unsure = len(visible) - len(accepted)
         return "review", f"{number_word(unsure)} unsure box{'es' if unsure > 1 else ''}"
     return "accept", None
+
+
+def _belongs_to(box: DetectedBox, accepted: Sequence[DetectedBox]) -> bool:
+    return any(
+        intersection(box.xyxy, other.xyxy) > UNSURE_OVERLAP * min(area(box.xyxy), area(other.xyxy))
+        for other in accepted
+    )
 
 
 def _share(xyxy: XYXY, size_wh: tuple[int, int]) -> float:

@@ -58,6 +58,24 @@ def test_decisions(
     assert (label.status, label.reason) == (status, reason)
 
 
+def test_one_animal_drawn_twice_is_one() -> None:
+    def label(*boxes: tuple[float, ...], asked_for: tuple[int, ...] = (0,)) -> str:
+        drawn = [
+            DetectedBox(xyxy=box[:4], class_id=0, confidence=box[4])  # type: ignore[arg-type]
+            for box in boxes
+        ]
+        return decide_label(
+            "syn-1", drawn, size_wh=(96, 64), asked_for=asked_for, rules=RULES
+        ).status
+
+    whale = (10, 10, 40, 30, 0.9)
+    assert label(whale, (11, 10, 41, 31, 0.8)) == "accept"  # as sure, and nearly the same box
+    assert label(whale, (12, 12, 24, 28, 0.3)) == "accept"  # its head alone
+    assert label(whale, (5, 5, 60, 40, 0.3)) == "accept"  # with its wake
+    assert label(whale, (38, 10, 70, 30, 0.3)) == "review"  # a second whale that touches it?
+    assert label(whale, (12, 12, 24, 28, 0.8), asked_for=(0, 0)) == "accept"  # a calf above her
+
+
 def test_boxes_of_each_status() -> None:
     def label(*boxes: DetectedBox, asked_for: tuple[int, ...]) -> list[float]:
         found = decide_label("syn-1", boxes, size_wh=(96, 64), asked_for=asked_for, rules=RULES)
