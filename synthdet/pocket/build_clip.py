@@ -20,7 +20,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenize
 
 from synthdet.pocket.build_plan import BuildPlan, TextPlan
 from synthdet.pocket.build_scenes import Scenes, batch_indices
-from synthdet.pocket.build_text import save_tokenizer, text_config, token_ids
+from synthdet.pocket.build_text import read_as_float32, save_tokenizer, text_config, token_ids
 from synthdet.pocket.build_training import Trained, Workplace, train
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -201,8 +201,9 @@ def kind_of(subject: str) -> str:
 
 
 def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, size: int, folder: Path) -> None:
-    """Ordinary CLIP folder in float32."""
-    model.float().cpu().save_pretrained(folder, safe_serialization=True)
+    """Ordinary CLIP folder; weights in float16 that load as float32."""
+    model.cpu().half().save_pretrained(folder, safe_serialization=True)
+    read_as_float32(folder)
     CLIPImageProcessor(
         size={"shortest_edge": size},
         crop_size={"height": size, "width": size},

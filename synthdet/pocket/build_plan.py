@@ -50,11 +50,11 @@ class VaePlan:
 
     channels: tuple[int, ...] = (24, 48, 96)
     norm_groups: int = 8
-    kl_weight: float = 1e-6
+    kl_weight: float = 1e-8
     equivariant: float = 0.5
     """Share of steps whose latents are turned or mirrored before decoding (see `build_vae`)."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(1_900, 8, 1.5e-3, decay_fraction=0.6, ema=0.995)
+        default_factory=lambda: Schedule(2_900, 8, 1.5e-3, decay_fraction=0.6, ema=0.995)
     )
 
 
@@ -103,7 +103,7 @@ class ClipPlan:
     humpback_fraction: float = 0.2
     """Share of humpback scenes in a batch."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(1_000, 64, 1e-3, decay_fraction=0.6, weight_decay=0.05)
+        default_factory=lambda: Schedule(4_000, 64, 1e-3, decay_fraction=0.6, weight_decay=0.05)
     )
 
 

@@ -6,6 +6,7 @@ so `CLIPTokenizer.from_pretrained` reads it and a word it does not know falls ap
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -100,6 +101,16 @@ def text_config(tokenizer: CLIPTokenizer, plan: TextPlan) -> CLIPTextConfig:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def read_as_float32(folder: Path) -> None:
+    """Let transformers load float16 weights as float32: it takes its word from `config.json`."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for section in (config, config.get("text_config"), config.get("vision_config")):
+        if section is not None:
+            section["dtype"] = "float32"
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:

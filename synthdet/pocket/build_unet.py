@@ -29,7 +29,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from synthdet.pocket.build_plan import BuildPlan
 from synthdet.pocket.build_scenes import Annotation, batch_indices
-from synthdet.pocket.build_text import text_config, token_ids
+from synthdet.pocket.build_text import read_as_float32, text_config, token_ids
 from synthdet.pocket.build_training import Trained, Workplace, step_generator, train, turn
 
 SCHEDULE = {
@@ -210,12 +210,15 @@ def make_pipeline(
 
 
 def save_pipeline(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
-    """Ordinary SDXL folder; UNet and VAE in float16, the small text encoders in float32."""
-    pipeline.unet.half()
-    pipeline.vae.half()
+    """Ordinary SDXL folder; weights in float16 that load as float32."""
+    networks = (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2)
+    for network in networks:
+        network.half()
     pipeline.save_pretrained(folder, safe_serialization=True)
-    pipeline.unet.float()
-    pipeline.vae.float()
+    for network in networks:
+        network.float()
+    read_as_float32(folder / "text_encoder")
+    read_as_float32(folder / "text_encoder_2")
 
 
 def draw(

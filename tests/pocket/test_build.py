@@ -65,6 +65,7 @@ def test_clip_is_an_ordinary_clip(built: Path) -> None:
 
     folder = built / "products" / "clip"
     model, processor = CLIPModel.from_pretrained(folder), CLIPImageProcessor.from_pretrained(folder)
+    assert model.dtype == torch.float32
     scene = sea.render_scene(1, size_wh=(128, 96))
     pixels = processor(scene.image, return_tensors="pt").pixel_values
     assert pixels.shape == (1, 3, 96, 96)
