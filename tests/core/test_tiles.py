@@ -83,6 +83,13 @@ def test_neighbours_share_a_tile():
     assert [crop.animals for crop in planned.crops] == [(0, 1)]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_an_animal_between_two_tiles_is_in_one_of_them(seed):
+    row = [box(90 + x, 80, 102 + x, 90) for x in (0, 40, 80)]
+    planned = plan_object_crops(row, 300, 180, SIDE, views=1, rng=rng_for(seed, "a"))
+    assert sorted(crop.animals for crop in planned.crops) == [(0, 1), (2,)]
+
+
 def test_tiles_do_not_depend_on_other_photos():
     boxes = [box(20, 20, 40, 30), box(150, 100, 170, 120)]
     plans = [
