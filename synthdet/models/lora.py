@@ -46,7 +46,7 @@ from synthdet.models.sdxl import (
     guides_from_zeros,
     load_pipeline,
 )
-from synthdet.workspace import write_bytes, write_text
+from synthdet.workspace import atomic_path, write_text
 
 WEIGHTS_NAME: Final = "pytorch_lora_weights.safetensors"
 METRICS_NAME: Final = "metrics.jsonl"
@@ -135,9 +135,6 @@ class SdxlLoraTrainer:
                 f"out of memory ({error}): lower finetune.train_batch_size (and raise "
                 "gradient_accumulation_steps), or set gradient_checkpointing to true"
             ) from error
-        # Bytes that nobody reads again; the last checkpoint stays, to write the weights anew.
-        prune_checkpoints(folder / "checkpoints", keep=1)
-        shutil.rmtree(folder / "cache", ignore_errors=True)
 
     def _train(
         self,
@@ -164,8 +161,13 @@ class SdxlLoraTrainer:
         on_step(start, {})
         if material is not None:
             self._loop(training, material, folder, start, on_step)
-        write_bytes(folder / WEIGHTS_NAME, self._serialise(unet))
-        _check_weights(folder / WEIGHTS_NAME, unet, training.autocast)
+        # Bytes that nobody reads again; the last checkpoint stays, to write the weights anew.
+        prune_checkpoints(folder / "checkpoints", keep=1)
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+        # Last of all: where the weights are, the training is whole.
+        with atomic_path(folder / WEIGHTS_NAME) as temporary:
+            temporary.write_bytes(self._serialise(unet))
+            _check_weights(temporary, unet, training.autocast)
 
     def _make_material(
         self,
@@ -354,7 +356,6 @@ def _check_weights(path: Path, unet: Any, autocast: Callable[[], Any]) -> None:
         )
         loaded = _probe(unet)
     if not torch.isfinite(loaded).all() or torch.equal(base, loaded):
-        path.unlink()
         raise SynthdetError(
             "the trained LoRA does not change the model: raise finetune.learning_rate or "
             "finetune.max_train_steps and start again with --redo"
@@ -362,7 +363,6 @@ def _check_weights(path: Path, unet: Any, autocast: Callable[[], Any]) -> None:
     # A half-precision base rounds its answers; in float32 only the LoRA itself can differ.
     rounding = 0.0 if unet.dtype == torch.float32 else 0.01 * float(base.norm())
     if float((loaded - trained).norm()) > 0.05 * float((trained - base).norm()) + rounding:
-        path.unlink()
         raise RuntimeError(f"{path} does not hold the LoRA that was trained")
 
 

@@ -271,6 +271,26 @@ def test_a_broken_checkpoint_is_passed_over_with_a_note(
     assert files(tmp_path / "run") == whole
 
 
+def test_where_the_weights_are_the_training_is_whole(
+    base: Path,
+    tiles: list[TrainTile],
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    replace = os.replace
+
+    def kill_after(source: Any, target: Any) -> None:
+        replace(source, target)
+        if Path(target).name == WEIGHTS_NAME:
+            raise KilledError
+
+    monkeypatch.setattr(os, "replace", kill_after)
+    with pytest.raises(KilledError):
+        train(base, tiles, tmp_path / "run")
+    assert files(tmp_path / "run") == whole
+
+
 def test_lost_weights_are_written_again_without_a_step(
     base: Path, tiles: list[TrainTile], whole: dict[str, bytes], tmp_path: Path
 ) -> None:
