@@ -244,13 +244,14 @@ def _latents(build: Build, name: str, vae: Any, tokenizer: Any) -> Any:
     import numpy as np
     import torch
 
-    from synthdet.pocket import build_unet, build_vae
-    from synthdet.pocket.build_scenes import scene_code_hash
+    from synthdet.pocket import build_scenes, build_unet, build_vae
     from synthdet.pocket.build_text import token_ids
 
     scenes = _scenes(build, name)
     weights = build.cache / "vae" / "vae" / "diffusion_pytorch_model.safetensors"
-    key = hashlib.sha256(weights.read_bytes() + scene_code_hash().encode()).hexdigest()[:12]
+    key = hashlib.sha256(
+        weights.read_bytes() + build_scenes.scene_code_hash().encode()
+    ).hexdigest()[:12]
     path = build.cache / "unet" / f"latents-{name}-{len(scenes)}-{key}.npy"
     if not path.exists():
         partial = path.with_suffix(".part")
@@ -261,7 +262,7 @@ def _latents(build: Build, name: str, vae: Any, tokenizer: Any) -> Any:
     return build_unet.LatentScenes(
         np.load(path, mmap_mode="r"),
         token_ids(tokenizer, captions),
-        build_unet.box_masks(scenes.annotations, build.plan.scenes.size),
+        build_scenes.box_masks(scenes.annotations, build.plan.scenes.size),
     )
 
 

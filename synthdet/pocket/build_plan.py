@@ -51,10 +51,14 @@ class VaePlan:
     channels: tuple[int, ...] = (24, 48, 96)
     norm_groups: int = 8
     kl_weight: float = 1e-8
+    square_weight: float = 4.0
+    edge_weight: float = 0.5
+    animal_weight: float = 3.0
+    """Added weight of the error inside boxes."""
     equivariant: float = 0.5
     """Share of steps whose latents are turned or mirrored before decoding (see `build_vae`)."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(2_900, 8, 1.5e-3, decay_fraction=0.6, ema=0.995)
+        default_factory=lambda: Schedule(3_600, 8, 1.5e-3, decay_fraction=0.6, ema=0.995)
     )
 
 

@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -167,3 +167,13 @@ def batch_indices(seed: int, part: str, step: int, batch: int, count: int) -> ND
         here = positions // count == epoch
         indices[here] = order[positions[here] % count]
     return indices
+
+
+def box_masks(annotations: Sequence[Annotation], size: int) -> NDArray[np.bool_]:
+    """Cells of the latents inside any box, `(n, size / 4, size / 4)`."""
+    masks = np.zeros((len(annotations), size // 4, size // 4), dtype=bool)
+    for mask, annotation in zip(masks, annotations, strict=True):
+        for x1, y1, x2, y2 in annotation.boxes:
+            rows = slice(int(y1 // 4), int(np.ceil(y2 / 4)))
+            mask[rows, int(x1 // 4) : int(np.ceil(x2 / 4))] = True
+    return masks

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from synthdet.pocket.build_plan import BuildPlan
-from synthdet.pocket.build_scenes import Annotation, batch_indices
+from synthdet.pocket.build_scenes import batch_indices
 from synthdet.pocket.build_text import read_as_float32, text_config, token_ids
 from synthdet.pocket.build_training import Trained, Workplace, step_generator, train, turn
 
@@ -88,16 +88,6 @@ class LatentScenes:
     ids: Tensor
     masks: NDArray[np.bool_]
     """`(n, size / 4, size / 4)`: inside a box."""
-
-
-def box_masks(annotations: Sequence[Annotation], size: int) -> NDArray[np.bool_]:
-    """Cells of the latents inside any box, `(n, size / 4, size / 4)`."""
-    masks = np.zeros((len(annotations), size // 4, size // 4), dtype=bool)
-    for mask, annotation in zip(masks, annotations, strict=True):
-        for x1, y1, x2, y2 in annotation.boxes:
-            rows = slice(int(y1 // 4), int(np.ceil(y2 / 4)))
-            mask[rows, int(x1 // 4) : int(np.ceil(x2 / 4))] = True
-    return masks
 
 
 def _crop(generator: torch.Generator, fraction: float, size: int) -> tuple[int, int, int, int]:
