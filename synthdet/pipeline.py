@@ -436,21 +436,32 @@ def run_demo(run: Path, reporter: Reporter) -> None:
     if workspace.read_config().prepare.photos != survey.resolve():
         raise SynthdetError(f"{run} is a run on other photos: name another folder for the demo")
     run_stages(workspace, reporter)
+    say_what_was_made(workspace, reporter)
     say_where_to_look(workspace, reporter)
 
 
-def say_where_to_look(workspace: Workspace, reporter: Reporter) -> None:
-    """The last lines of a whole run: the verdict, and what to open."""
+def say_what_was_made(workspace: Workspace, reporter: Reporter) -> None:
+    """The whole run in plain words, and the verdict."""
+    counts = {status.name: status.counts for status in stage_statuses(workspace)}
     verdict = read_json(workspace.stage("evaluate").path / "verdict.json")
-    reporter.close("verdict", str(verdict["sentence"]))
+    reporter.close(
+        "in short",
+        f"from {verdict['train_pictures']['real']} tiles of {counts['prepare']['photos']} photos, "
+        f"{counts['generate']['pictures']} pictures were made; {counts['filter']['kept']} of them look "
+        f"like the photos, and {counts['export']['synthetic']} had boxes sure enough to train on. "
+        f"{verdict['sentence']}",
+    )
+
+
+def say_where_to_look(workspace: Workspace, reporter: Reporter) -> None:
+    """The last lines of a whole run: who dropped the pictures, if all are gone, and what to open."""
     if lost := where_lost(workspace):
-        reporter.note("verdict", lost)
-    root = workspace.root
+        reporter.note("lost", lost)
     for what, path in (
         ("dataset", workspace.stage("export").path / "yolo" / "data.yaml"),
         ("", workspace.stage("export").path / "coco" / "annotations"),
         ("report", workspace.stage("evaluate").path / "report.html"),
-        ("filter", workspace.stage("filter").path / "report.png"),
-        ("look", f"synthdet app {root}"),
+        ("", workspace.stage("filter").path / "report.png"),
     ):
         reporter.close(what, str(path))
+    reporter.close("look", f"synthdet app {workspace.root}")

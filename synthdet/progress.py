@@ -60,7 +60,8 @@ class Reporter:
             TextColumn("[dim]left[/]"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        hidden = not self.console.is_terminal  # in a log file a bar is only noise
+        with Progress(*columns, console=self.console, transient=True, disable=hidden) as progress:
             task = progress.add_task(doing, total=total, completed=done, stage=stage, unit=unit)
             yield lambda units: progress.advance(task, units)
 

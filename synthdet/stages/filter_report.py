@@ -74,9 +74,12 @@ def draw_report(
         (f"kept, worst to best ({len(kept)})", _thin_out(kept, _MAX_KEPT)),
         (f"dropped ({len(dropped)})", _thin_out(dropped, _MAX_DROPPED)),
     ]
+    sheets = [(title, members) for title, members in sheets if members]
     heights = [3.3] + [0.45 + 0.95 * _num_rows(members) for _, members in sheets]
     figure = Figure(figsize=(11, sum(heights)), dpi=130, layout="constrained", facecolor="white")
-    axes = figure.subplots(len(heights), 1, gridspec_kw={"height_ratios": heights})
+    axes = figure.subplots(len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[
+        :, 0
+    ]
     _draw_histograms(axes[0], shown, calibration)
     for axis, (title, members) in zip(axes[1:], sheets, strict=True):
         _draw_sheet(axis, title, members)
@@ -118,7 +121,7 @@ def _draw_histograms(axis: Axes, shown: Sequence[_Shown], calibration: Calibrati
     axis.set_ylabel("% of each set")
     axis.set_title(_figures(calibration), loc="left", fontsize=10, color=_INK, pad=10)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8, loc="upper left")
+    axis.legend(framealpha=0.9, edgecolor="none", fontsize=8, loc="upper left")
 
 
 def _figures(calibration: Calibration) -> str:
