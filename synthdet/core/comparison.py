@@ -264,7 +264,8 @@ def paired_difference(full: Floats, without: Floats, *, level: float = 0.95) -> 
     total = max(squares[0] + squares[1] - squares[2], squares[0], squares[1])
     if total <= 0:
         return Difference(mean, mean, mean, num_seeds, num_groups)
-    degrees = total**2 / (squares**2 / freedom).sum()
+    # At least those of the part with fewest, which taking one off can undercut.
+    degrees = max(total**2 / (squares**2 / freedom).sum(), float(freedom.min()))
     half = float(stdtrit(degrees, (1 + level) / 2) * np.sqrt(total / (num_seeds * num_groups)))
     return Difference(mean, mean - half, mean + half, num_seeds, num_groups)
 
