@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,13 @@ def kill_when(run: Path, ready: Callable[[], bool]) -> bool:
     return not ended
 
 
+def has_begun_to_write(stage_folder: Path) -> bool:
+    """Whether something stands beside the lock."""
+    return stage_folder.is_dir() and any(
+        path.name != "stage.json" for path in stage_folder.iterdir()
+    )
+
+
 def contents(run: Path) -> dict[str, str]:
     return {
         path.relative_to(run).as_posix(): hash_file(path)
@@ -96,13 +104,7 @@ def test_killed_once_inside_every_stage(
     run = make_run(tmp_path, survey)
     workspace = Workspace(run)
     for stage in STAGES:
-        folder = workspace.stage(stage)
-
-        def inside(folder: object = folder) -> bool:
-            # Something beside the lock: the stage has begun to write.
-            path = folder.path  # type: ignore[attr-defined]
-            return path.is_dir() and any(file.name != "stage.json" for file in path.iterdir())
-
+        inside = partial(has_begun_to_write, workspace.stage(stage).path)
         assert kill_when(run, inside), f"{stage} ended before it could be killed"
     finish(run)
     assert differences(contents(run), uninterrupted) == []
