@@ -18,6 +18,8 @@ import cv2
 import numpy as np
 import pytest
 
+from synthdet.core.comparison import average_precision, match_detections
+from synthdet.core.records import Box
 from synthdet.errors import SynthdetError
 from synthdet.models.detector import (
     DetectorProcess,
@@ -25,6 +27,9 @@ from synthdet.models.detector import (
     YoloTrainer,
     has_weights,
 )
+from synthdet.pocket import weights_dir
+from synthdet.pocket.sea import render_scene
+from tests.quick import skip_without_weights
 
 SIZE = 64
 STEPS = 4
@@ -213,6 +218,22 @@ def test_boxes_are_in_pixels_of_the_file(
     )
     # The first detector is asked again after another one used the same child.
     assert detector.detect(paths, min_confidence=1e-6)[0] == found_wide
+
+
+def test_the_embedded_detector_finds_what_it_was_built_for(
+    process: DetectorProcess, tmp_path: Path
+) -> None:
+    """Names, colours and places: boats in a rendered sea, in a picture that is not square."""
+    skip_without_weights()
+    scenes = [render_scene(seed, size_wh=(160, 128), subject="boat") for seed in range(6)]
+    for number, scene in enumerate(scenes):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), scene.image[..., ::-1])
+    detector = opened(process, weights_dir() / "yolo", image_size=160)
+    found = detector.detect([tmp_path / f"{n}.png" for n in range(6)], min_confidence=0.001)
+    boat = detector.names.index("boat")
+    truths = [[Box(xyxy=box.xyxy, class_id=boat) for box in scene.boxes] for scene in scenes]
+    matches = match_detections(truths, found, num_classes=len(detector.names))
+    assert average_precision(matches)[0] > 0.7
 
 
 def test_what_cannot_be_read_is_named(
