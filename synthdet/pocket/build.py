@@ -85,7 +85,11 @@ def _place(build: Build, part: str) -> Any:
     from synthdet.pocket.build_training import Workplace
 
     return Workplace(
-        build.cache / part, torch.device(build.device), build.max_minutes, build.checkpoint_minutes
+        build.cache / part,
+        torch.device(build.device),
+        dataclasses.asdict(getattr(build.plan, part)),
+        build.max_minutes,
+        build.checkpoint_minutes,
     )
 
 
@@ -103,22 +107,32 @@ def _tokenizer(build: Build) -> Any:
     return make_tokenizer(words, build.plan.text.max_length)
 
 
-def _made(build: Build, trained: Any, num_scenes: int) -> dict[str, Any]:
+def _made(build: Build, part: str, trained: Any, num_scenes: int) -> dict[str, Any]:
     from synthdet.pocket.build_scenes import scene_code_hash
 
     return {
         "seed": build.plan.seed,
         "steps": trained.step,
+        "settings_from_step": _changes(build.cache / part),
         "train_scenes": num_scenes,
         "scene_code": scene_code_hash(),
     }
 
 
+def _changes(folder: Path) -> str:
+    """The steps from which on the settings in `history.json` held, the first one included."""
+    history = json.loads((folder / "history.json").read_text())
+    return ", ".join(str(line["from_step"]) for line in history)
+
+
 def _publish(build: Build, product: str, partial: Path, figures: dict[str, Any]) -> None:
-    """Card into a finished folder, folder into its places."""
+    """Card and history into a finished folder, folder into its places."""
     from synthdet.pocket.build_card import write_card
     from synthdet.pocket.build_training import replace_folder
 
+    parts = {"sdxl": ("vae", "unet")}.get(product, (product,))
+    for part in parts:
+        shutil.copy(build.cache / part / "history.json", partial / f"history-{part}.json")
     write_card(product, partial, figures)
     if build.install_into is not None:
         staged = build.install_into / f".{product}.new"
@@ -143,7 +157,7 @@ def _build_vae(build: Build) -> dict[str, Any]:
     build_vae.whiten(vae, test, place.device)
     count = min(500, len(test))
     figures = {
-        **_made(build, trained, len(scenes)),
+        **_made(build, "vae", trained, len(scenes)),
         "vae_psnr_db": round(build_vae.psnr_db(vae, test, place.device, count), 2),
         "vae_psnr_humpback_db": round(
             build_vae.psnr_db(vae, _scenes(build, "humpback_test"), place.device, count), 2
@@ -166,7 +180,7 @@ def _build_clip(build: Build) -> dict[str, Any]:
     known = max(1, min(16, len(seen) // 2))
     others = build_clip.embed(model, _scenes(build, "base_test"), place.device)
     figures = {
-        **_made(build, trained, len(base) + len(humpbacks)),
+        **_made(build, "clip", trained, len(base) + len(humpbacks)),
         "clip_auc": round(build_clip.centroid_auc(seen[:known], seen[known:], others), 4),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
@@ -183,7 +197,7 @@ def _build_yolo(build: Build) -> dict[str, Any]:
     model, trained = build_yolo.train_yolo(build.plan, scenes, place, build.threads)
     measured = build_yolo.map50(model, _scenes(build, "base_test"), place.device)
     figures = {
-        **_made(build, trained, len(scenes)),
+        **_made(build, "yolo", trained, len(scenes)),
         **{name: round(value, 4) for name, value in measured.items()},
         "parameters": sum(p.numel() for p in model.parameters()),
     }
@@ -210,7 +224,7 @@ def _build_unet(build: Build) -> dict[str, Any]:
     def hand_over(model: build_unet.Denoiser, trained: Any) -> None:
         pipeline = build_unet.make_pipeline(model, vae, tokenizer)
         seconds = _draw_samples(build, pipeline, trained.step)
-        figures.update(_made(build, trained, len(data.latents)))
+        figures.update(_made(build, "unet", trained, len(data.latents)))
         figures.update(
             unet_parameters=sum(p.numel() for p in model.unet.parameters()),
             loss=round(
@@ -234,6 +248,7 @@ def _vae_figures(folder: Path) -> dict[str, Any]:
     figures = json.loads((folder / "figures.json").read_text())
     return {
         "vae_steps": figures["steps"],
+        "vae_settings_from_step": figures["settings_from_step"],
         "vae_psnr_db": figures["vae_psnr_db"],
         "vae_psnr_humpback_db": figures["vae_psnr_humpback_db"],
     }

@@ -44,7 +44,8 @@ def write_card(product: str, folder: Path, figures: dict[str, Any]) -> None:
         "Made by `python -m synthdet.pocket.build` from pictures rendered by this project alone; no other\n"
         "data, no other weights. Apache-2.0, as the rest.\n\n"
         f"## How it was made, and what was measured\n\n| | |\n|---|---|\n{rows}\n\n"
-        "Held-out figures are on scenes whose seeds no training saw.\n\n"
+        "The settings of every stretch of the training are in `history-*.json`: where more than one is named,\n"
+        "the builder's present settings alone do not give these very bits. Held-out figures are on scenes\nwhose seeds no training saw.\n\n"
         f"## What it cannot do\n\n{limits}\n"
     )
     (folder / "MODEL_CARD.md").write_text(text)

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ class Workplace:
     """Where a part is built."""
 
     folder: Path
-    """Holds `checkpoint.pt`, `metrics.jsonl` and what the part exports on the way."""
+    """Holds `checkpoint.pt`, `metrics.jsonl`, `history.json` and what the part exports on the way."""
     device: torch.device
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The part's plan, to be remembered: a long training may go on with another one."""
     max_minutes: float | None = None
     checkpoint_minutes: float = 3.0
 
@@ -127,6 +129,7 @@ def train(
     checkpoint = place.folder / "checkpoint.pt"
     if checkpoint.exists():
         trained.step = _load(checkpoint, model, optimizer, trained.averages, place.device)
+    _remember(place, trained.step)
     started = saved = logged = time.monotonic()
     losses: list[Tensor] = []
     model.train()
@@ -161,6 +164,17 @@ def train(
     if on_checkpoint is not None:
         on_checkpoint(trained)
     return trained
+
+
+def _remember(place: Workplace, step: int) -> None:
+    """Note from which step on these settings hold, where they are not those before."""
+    path = place.folder / "history.json"
+    history = json.loads(path.read_text()) if path.exists() else []
+    settings = json.loads(json.dumps(place.settings))
+    if not history or history[-1]["settings"] != settings:
+        history = [line for line in history if line["from_step"] < step]
+        history.append({"from_step": step, "settings": settings})
+        write_text(path, json.dumps(history, indent=1) + "\n")
 
 
 def _log(folder: Path, part: str, step: int, steps: int, loss: float, seconds: float) -> None:
@@ -203,6 +217,14 @@ def _load(
     optimizer.load_state_dict(state["optimizer"])
     averages.shadow = state["averages"]
     return int(state["step"])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    partial.write_text(text)
+    os.replace(partial, path)
 
 
 def replace_folder(new: Path, target: Path) -> None:
