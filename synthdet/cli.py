@@ -53,6 +53,9 @@ _JOURNEY, _LOOK, _START = "The journey", "Looking", "Starting"
 
 def main() -> None:
     """Entry point of the ``synthdet`` command."""
+    # Threads that wait for each other by spinning stand still on a machine that does something else
+    # too: measured, 17 s a training step instead of 0.5. Read by OpenMP when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except SynthdetError as error:
