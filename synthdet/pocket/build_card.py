@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+_GROWN_UP = 10_000
+"""UNet steps below which the card warns of blobs."""
 _TEXTS: dict[str, tuple[str, str, str]] = {
     "sdxl": (
         "Pocket SDXL",
@@ -38,6 +40,11 @@ _TEXTS: dict[str, tuple[str, str, str]] = {
 def write_card(product: str, folder: Path, figures: dict[str, Any]) -> None:
     """Write `MODEL_CARD.md` and the same figures as `figures.json` into a product's folder."""
     title, what, limits = _TEXTS[product]
+    if product == "sdxl" and figures["steps"] < _GROWN_UP:
+        limits += (
+            "\n- It is young: it draws the sea and whitecaps that were asked for, and animals as mere blobs."
+            "\n  A longer training goes on from its checkpoint."
+        )
     rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
     text = (
         f"# {title}\n\n{what}\n\n"

@@ -90,7 +90,7 @@ class UNetPlan:
     crop_fraction: float = 0.1
     """Share of steps on a crop of the latents, told so in the size ids."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(20_000, 8, 4e-4, warmup=300, decay_fraction=0.2)
+        default_factory=lambda: Schedule(20_000, 8, 8e-4, warmup=300, decay_fraction=0.2)
     )
 
 
