@@ -121,7 +121,8 @@ def _draw_histograms(axis: Axes, shown: Sequence[_Shown], calibration: Calibrati
     axis.set_ylabel("% of each set")
     axis.set_title(_figures(calibration), loc="left", fontsize=10, color=_INK, pad=10)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(framealpha=0.9, edgecolor="none", fontsize=8, loc="upper left")
+    axis.set_ylim(top=1.35 * axis.get_ylim()[1])  # room for the legend
+    axis.legend(frameon=False, fontsize=8, loc="upper left")
 
 
 def _figures(calibration: Calibration) -> str:
