@@ -222,7 +222,7 @@ def _build_unet(build: Build) -> dict[str, Any]:
     figures: dict[str, Any] = {}
 
     def hand_over(model: build_unet.Denoiser, trained: Any) -> None:
-        pipeline = build_unet.make_pipeline(model, vae, tokenizer)
+        pipeline = build_unet.make_pipeline(build.plan.unet, model, vae, tokenizer)
         seconds = _draw_samples(build, pipeline, trained.step)
         figures.update(_made(build, "unet", trained, len(data.latents)))
         figures.update(

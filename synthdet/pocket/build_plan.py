@@ -83,6 +83,11 @@ class UNetPlan:
     head_width: int = 52
     norm_groups: int = 16
     time_id_width: int = 32
+    beta_end: float = 0.02
+    """SDXL's 0.012 leaves so much of the picture's mean colour in the last timestep, at 32 x 32 cells, that
+    the UNet reads the sea's colour from the noise and not from the caption."""
+    prediction_type: str = "v_prediction"
+    """Well-conditioned where nearly all is noise, which is where the sea's colour is decided."""
     caption_dropout: float = 0.1
     snr_gamma: float = 5.0
     animal_weight: float = 3.0

@@ -27,19 +27,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from synthdet.pocket.build_plan import BuildPlan
+from synthdet.pocket.build_plan import BuildPlan, UNetPlan
 from synthdet.pocket.build_scenes import batch_indices
 from synthdet.pocket.build_text import read_as_float32, text_config, token_ids
 from synthdet.pocket.build_training import Trained, Workplace, step_generator, train, turn
 
-SCHEDULE = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "prediction_type": "epsilon",
-}
-"""SDXL's own."""
+
+def noise_schedule(plan: UNetPlan) -> dict[str, Any]:
+    """SDXL's schedule, with the plan's end and prediction, as any diffusers scheduler takes it."""
+    return {
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": plan.beta_end,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": plan.prediction_type,
+    }
 
 
 class Denoiser(nn.Module):
@@ -116,7 +118,7 @@ class DenoisingLoss:
     ) -> None:
         self.plan, self.model, self.data, self.device = plan, model, data, device
         self.empty = token_ids(tokenizer, [""])
-        self.noiser = DDPMScheduler(**SCHEDULE)
+        self.noiser = DDPMScheduler(**noise_schedule(plan.unet))
         alphas = self.noiser.alphas_cumprod
         self.snr = alphas / (1 - alphas)
 
@@ -142,9 +144,14 @@ class DenoisingLoss:
         # One timestep from each of `count` equal strata: less noise in the gradient.
         strata = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
         timesteps = (strata / count * 1000).long().clamp(0, 999)
-        weight = weight * (
-            self.snr[timesteps].clamp(max=plan.snr_gamma) / self.snr[timesteps]
-        ).view(-1, 1, 1, 1)
+        snr = self.snr[timesteps]
+        target, floor = noise, 0.0
+        if plan.prediction_type == "v_prediction":
+            # The error of v is that of the picture times snr + 1.
+            target, floor = self.noiser.get_velocity(latents, noise, timesteps), 1.0
+        weight = weight * ((snr + floor).clamp(max=plan.snr_gamma) / (snr + floor)).view(
+            -1, 1, 1, 1
+        )
         noisy = self.noiser.add_noise(latents, noise, timesteps).to(self.device)
         states, pooled = self._read(self.data.ids[torch.from_numpy(indices)], generator)
         size = self.plan.scenes.size
@@ -155,7 +162,7 @@ class DenoisingLoss:
             states,
             added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids.to(self.device)},
         ).sample
-        error: Tensor = (made.float() - noise.to(self.device)) ** 2
+        error: Tensor = (made.float() - target.to(self.device)) ** 2
         weighted: Tensor = error * weight.to(self.device)
         return weighted.mean()
 
@@ -173,12 +180,12 @@ class DenoisingLoss:
 
 
 def make_pipeline(
-    model: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer
+    plan: UNetPlan, model: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer
 ) -> StableDiffusionXLPipeline:
     """The ordinary pipeline around a copy of the networks, in float32 on the CPU."""
     copied = copy.deepcopy(model).float().cpu().eval()
     scheduler = DPMSolverMultistepScheduler(
-        **SCHEDULE,
+        **noise_schedule(plan),
         algorithm_type="dpmsolver++",
         use_karras_sigmas=True,
         timestep_spacing="trailing",
