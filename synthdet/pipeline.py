@@ -400,13 +400,13 @@ def init_run(
 
     path = find_config(config)
     settings = parse_config(path.read_text(encoding="utf-8"), where=str(path))
-    found = prepare.recognise(photos, labels, annotation_format)
-    reporter.close("init", found.describe())
     fields = settings.model_dump(mode="json")
     fields["prepare"]["photos"] = str(photos.resolve())
     fields["prepare"]["labels"] = str(labels.resolve()) if labels else fields["prepare"]["labels"]
     fields["prepare"]["format"] = annotation_format
     settings = set_values(make_config(fields, where="synthdet init"), assignments)
+    found = prepare.recognise(photos, labels, annotation_format)
+    reporter.close("init", found.describe())
     header = f"# Settings of this run, from {path.name}. After a change: synthdet run {run}\n"
     return Workspace.make(run, settings, header=header)
 

@@ -285,6 +285,10 @@ def test_errors_are_one_line_that_says_what_to_do(
     assert "there is no setting generate.nope" in refuse(
         monkeypatch, capsys, "run", run, "--set", "generate.nope=1"
     )
+    photos = str(tmp_path / "photos")
+    assert "prepare.format" in refuse(
+        monkeypatch, capsys, "init", new, "--photos", photos, "--format", "voc"
+    )
     assert not Path(new).exists()
 
 
