@@ -48,6 +48,8 @@ OfflineOption = Annotated[
     bool,
     typer.Option("--offline", help="Ask no hub: models come from folders and the local cache."),
 ]
+_INTERRUPTED = 130
+"""What Typer makes of Ctrl-C."""
 _JOURNEY, _LOOK, _START = "The journey", "Looking", "Starting"
 
 
@@ -64,9 +66,10 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _fail("the disk is full; make room and run the same command again, nothing is lost")
-    except KeyboardInterrupt:
-        print("synthdet: stopped; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            print("synthdet: stopped; the same command goes on from here", file=sys.stderr)
+        raise
 
 
 def _fail(message: str) -> None:
