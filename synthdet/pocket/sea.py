@@ -6,7 +6,7 @@ whitecaps, and last what the camera does. Everything is drawn from the seed alon
 
 Two worlds share one sea. The *base world* is what the pocket models are built on: animals, boats,
 drift, kelp, rocks, open water, and **never a humpback**. Humpbacks are the rare animal that a user
-brings photos of, through :func:`render_survey`.
+brings photos of, through `survey.py`.
 
 **Boxes.** A thing's *visible mask* is where ``coverage x transmission >= MASK_OPACITY``:
 ``coverage`` is the share of the pixel that the thing fills, ``transmission`` the share of its light
@@ -18,8 +18,7 @@ The ground scale is fixed: things are as many pixels long in a large picture as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import cv2
@@ -44,11 +43,9 @@ __all__ = [
     "SEAS",
     "Scene",
     "SceneBox",
-    "SurveyPhoto",
     "caption_vocabulary",
     "plan_caption",
     "render_scene",
-    "render_survey",
 ]
 
 MASK_OPACITY: Final = 0.25
@@ -103,15 +100,6 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
-class SurveyPhoto:
-    """A photo of a rendered drone survey: ``name`` is its file stem, ``group`` its flight."""
-
-    name: str
-    group: str
-    scene: Scene
-
-
-@dataclass(frozen=True, slots=True)
 class _Palette:
     """Colours of a sea, RGB 0..255, and how strongly its water takes each colour away."""
 
@@ -132,7 +120,7 @@ SEAS: Final[tuple[str, ...]] = tuple(_PALETTES)
 
 
 @dataclass(frozen=True, slots=True)
-class _Conditions:
+class Conditions:
     """What all photos of one flight share: the sea, the light and the altitude.
 
     Attributes:
@@ -173,7 +161,7 @@ class _Conditions:
 
 
 @dataclass(frozen=True, slots=True)
-class _Placed:
+class Placed:
     """A sprite with its square's top left corner in the picture, and its visible mask."""
 
     name: str
@@ -245,15 +233,15 @@ def caption_vocabulary() -> tuple[str, ...]:
 # Water
 
 
-def _draw_conditions(
+def draw_conditions(
     rng: np.random.Generator, sea: str | None = None, whitecaps: bool | None = None
-) -> _Conditions:
+) -> Conditions:
     """Draw a flight's sea and light; what is given is kept."""
     palette = SEAS[rng.integers(len(SEAS))]
     breaking = bool(rng.random() < 0.35)
     bearing = rng.uniform(0.0, 2 * np.pi)
     whitecaps = breaking if whitecaps is None else whitecaps
-    return _Conditions(
+    return Conditions(
         sea=palette if sea is None else sea,
         whitecaps=whitecaps,
         altitude=rng.uniform(0.92, 1.1),
@@ -271,7 +259,7 @@ def _draw_conditions(
 
 
 def _waves(
-    rng: np.random.Generator, shape_hw: tuple[int, int], conditions: _Conditions
+    rng: np.random.Generator, shape_hw: tuple[int, int], conditions: Conditions
 ) -> tuple[Floats, Floats, Floats]:
     """Make a wind sea: height and slopes along x and y, each float32 (h, w) of unit deviation.
 
@@ -307,7 +295,7 @@ def _ramp(shape_hw: tuple[int, int], direction: tuple[float, float]) -> Floats:
 
 
 def _column_of_water(
-    rng: np.random.Generator, shape_hw: tuple[int, int], conditions: _Conditions
+    rng: np.random.Generator, shape_hw: tuple[int, int], conditions: Conditions
 ) -> Floats:
     """The sea's own colour under the waves, float32 (h, w, 3), 0..1: patches, depth, turbidity."""
     palette = _PALETTES[conditions.sea]
@@ -323,7 +311,7 @@ def _column_of_water(
 # Things
 
 
-def _visible_mask(sprite: Sprite, conditions: _Conditions) -> NDArray[np.bool_]:
+def _visible_mask(sprite: Sprite, conditions: Conditions) -> NDArray[np.bool_]:
     transmission = np.exp(-sprite.depth[..., None] * conditions.absorption).mean(axis=-1)
     return np.asarray(sprite.coverage * transmission >= MASK_OPACITY, dtype=np.bool_)
 
@@ -355,10 +343,10 @@ def _place(
     rng: np.random.Generator,
     sprite: Sprite,
     taken: NDArray[np.bool_],
-    conditions: _Conditions,
+    conditions: Conditions,
     name: str,
-    near: _Placed | None,
-) -> _Placed | None:
+    near: Placed | None,
+) -> Placed | None:
     """Find room for a sprite, beside ``near`` or anywhere; None if 24 tries found none."""
     mask = _visible_mask(sprite, conditions)
     pixels = int(mask.sum())
@@ -379,26 +367,26 @@ def _place(
         share, touching = _try_place(taken, mask, left, top)
         wanted = max(_MIN_VISIBLE if cut_off else 0.8, _MIN_MASK_PIXELS / pixels)
         if share >= wanted and not touching:
-            return _Placed(name, sprite, left, top, mask)
+            return Placed(name, sprite, left, top, mask)
     return None
 
 
-def _occupy(taken: NDArray[np.bool_], placed: _Placed) -> None:
+def _occupy(taken: NDArray[np.bool_], placed: Placed) -> None:
     """Mark a thing's pixels, and two around them, as taken."""
     in_picture, in_square = placed.meet((taken.shape[0], taken.shape[1]))
     grown = cv2.dilate(placed.mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     taken[in_picture] |= grown[in_square]
 
 
-def _put_things(
+def put_things(
     rng: np.random.Generator,
     name: str,
     count: int,
     taken: NDArray[np.bool_],
-    conditions: _Conditions,
+    conditions: Conditions,
     *,
     patience: float = float("inf"),
-) -> list[_Placed]:
+) -> list[Placed]:
     """Draw and place ``count`` things of a kind, smaller ones where there is no room.
 
     Fewer are placed if ``patience`` drawings found no room; without it, all of them are: on an
@@ -408,7 +396,7 @@ def _put_things(
     low, high = kind.length
     common = rng.uniform(0.0, 2 * np.pi)
     family = name == HUMPBACK and count >= 2 and bool(rng.random() < 0.5)  # mother and calf
-    placed: list[_Placed] = []
+    placed: list[Placed] = []
     shrink = 1.0 if count == 1 else (0.94, 0.86)[min(count, 3) - 2]
     mother = 0.0
     while len(placed) < count and patience > 0:
@@ -431,7 +419,7 @@ def _put_things(
     return placed
 
 
-def _to_box(placed: _Placed, shape_hw: tuple[int, int]) -> SceneBox:
+def to_box(placed: Placed, shape_hw: tuple[int, int]) -> SceneBox:
     (in_rows, in_columns), in_square = placed.meet(shape_hw)
     inside = placed.mask[in_square]
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
@@ -451,7 +439,7 @@ def _to_box(placed: _Placed, shape_hw: tuple[int, int]) -> SceneBox:
 _MARK_BLUR: Final[dict[MarkKind, float]] = {"foam": 1.1, "mist": 1.6, "shadow": 1.4, "slick": 2.5}
 
 
-def _mark_layer(things: list[_Placed], kind: MarkKind, shape_hw: tuple[int, int]) -> Floats | None:
+def _mark_layer(things: list[Placed], kind: MarkKind, shape_hw: tuple[int, int]) -> Floats | None:
     """All traces of one kind as a soft layer, float32 (h, w), 0..1; None if there are none."""
     marks: list[tuple[Mark, tuple[float, float]]] = [
         (mark, thing.origin) for thing in things for mark in thing.sprite.marks if mark.kind == kind
@@ -466,7 +454,7 @@ def _mark_layer(things: list[_Placed], kind: MarkKind, shape_hw: tuple[int, int]
     return np.asarray(soft / 255.0, dtype=np.float32)
 
 
-def _sink(water: Floats, things: list[_Placed], conditions: _Conditions) -> tuple[Floats, Floats]:
+def _sink(water: Floats, things: list[Placed], conditions: Conditions) -> tuple[Floats, Floats]:
     """Blend things into the water, in place.
 
     Returns:
@@ -492,10 +480,10 @@ def _sink(water: Floats, things: list[_Placed], conditions: _Conditions) -> tupl
 
 def _foam(
     rng: np.random.Generator,
-    things: list[_Placed],
+    things: list[Placed],
     waves: tuple[Floats, Floats, Floats],
     emerged: Floats,
-    conditions: _Conditions,
+    conditions: Conditions,
 ) -> Floats:
     """White water, float32 (h, w), 0..1: wakes and surf, and breaking crests if asked for."""
     height, slope_x, slope_y = waves
@@ -517,11 +505,11 @@ def _foam(
     return np.asarray(foam * (1.0 - emerged) ** 3, dtype=np.float32)
 
 
-def _paint(
+def paint(
     rng: np.random.Generator,
     shape_hw: tuple[int, int],
-    conditions: _Conditions,
-    things: list[_Placed],
+    conditions: Conditions,
+    things: list[Placed],
 ) -> NDArray[np.uint8]:
     """Paint a picture; ``rng`` is the water's own, so the same sea comes with and without things."""
     waves = _waves(rng, shape_hw, conditions)
@@ -562,9 +550,7 @@ def _paint(
     return _expose(rng, picture, conditions)
 
 
-def _expose(
-    rng: np.random.Generator, picture: Floats, conditions: _Conditions
-) -> NDArray[np.uint8]:
+def _expose(rng: np.random.Generator, picture: Floats, conditions: Conditions) -> NDArray[np.uint8]:
     """The camera: light across the picture, vignette, colour cast, exposure and noise."""
     shape_hw = (picture.shape[0], picture.shape[1])
     across = _ramp(shape_hw, (1.0, 0.0)) * 1.4
@@ -590,7 +576,7 @@ def _draw_subject(rng: np.random.Generator) -> str:
     return BASE_SUBJECTS[rng.choice(len(BASE_SUBJECTS), p=weights / weights.sum())]
 
 
-def _draw_count(rng: np.random.Generator) -> int:
+def draw_count(rng: np.random.Generator) -> int:
     return int(rng.choice((1, 2, 3), p=(0.56, 0.28, 0.16)))
 
 
@@ -623,114 +609,16 @@ def render_scene(
     if min(size_wh) < 96:
         raise ValueError(f"size_wh: {size_wh} is too small, things need at least 96 x 96 pixels")
     rng = np.random.default_rng(seed)
-    conditions = _draw_conditions(rng, sea, whitecaps)
-    drawn_subject, drawn_count = _draw_subject(rng), _draw_count(rng)
+    conditions = draw_conditions(rng, sea, whitecaps)
+    drawn_subject, drawn_count = _draw_subject(rng), draw_count(rng)
     subject = drawn_subject if subject is None else subject
     count = drawn_count if num_subjects is None else num_subjects
     caption = plan_caption(subject, count, conditions.sea, conditions.whitecaps)
     shape_hw = (size_wh[1], size_wh[0])
-    things: list[_Placed] = []
+    things: list[Placed] = []
     if subject != OPEN_WATER:
         number = int(rng.integers(1, 3)) if subject in UNCOUNTED else count
-        things = _put_things(rng, subject, number, np.zeros(shape_hw, np.bool_), conditions)
-    image = _paint(np.random.default_rng((seed, 1)), shape_hw, conditions, things)
-    boxes = tuple(_to_box(thing, shape_hw) for thing in things if thing.name not in UNCOUNTED)
+        things = put_things(rng, subject, number, np.zeros(shape_hw, np.bool_), conditions)
+    image = paint(np.random.default_rng((seed, 1)), shape_hw, conditions, things)
+    boxes = tuple(to_box(thing, shape_hw) for thing in things if thing.name not in UNCOUNTED)
     return Scene(image, caption, boxes, conditions.sea)
-
-
-# Surveys
-
-# What else a survey flies over; small enough in number to stay a sideline of the photos.
-_BYSTANDERS: Final = (
-    "dolphin", "boat", "log", "orca", "whale shark", "shark", "seal", "manta ray", "seabird",
-    "kayak", "kelp", "rocks",
-)  # fmt: skip
-
-
-def _render_survey_scene(
-    seed: tuple[int, ...],
-    conditions: _Conditions,
-    size_wh: tuple[int, int],
-    subject: str,
-    *,
-    empty: bool,
-) -> Scene:
-    """One photo of a flight: subjects or none, and now and then something else beside them."""
-    rng = np.random.default_rng(seed)
-    shape_hw = (size_wh[1], size_wh[0])
-    conditions = replace(
-        conditions,
-        wind=conditions.wind + rng.normal(0.0, 0.08),
-        exposure=conditions.exposure * rng.uniform(0.97, 1.03),
-        altitude=conditions.altitude * rng.uniform(0.97, 1.03),
-    )
-    taken = np.zeros(shape_hw, np.bool_)
-    count = 0 if empty else _draw_count(rng)
-    subjects = _put_things(rng, subject, count, taken, conditions)
-    others: list[_Placed] = []
-    if rng.random() < (0.75 if empty else 0.3):
-        names = [name for name in _BYSTANDERS if name != subject]
-        name = names[rng.integers(len(names))]
-        number = 1 if name in UNCOUNTED or not empty else _draw_count(rng)
-        others = _put_things(rng, name, number, taken, conditions, patience=8)
-    # Rocks and kelp lie below the animals.
-    things = sorted([*subjects, *others], key=lambda thing: thing.name not in UNCOUNTED)
-    image = _paint(np.random.default_rng((*seed, 1)), shape_hw, conditions, things)
-    named = subject if subjects else (others[0].name if others else OPEN_WATER)
-    shown = len(subjects) or len(others)
-    caption = plan_caption(named, shown, conditions.sea, conditions.whitecaps)
-    boxes = tuple(_to_box(thing, shape_hw) for thing in subjects)
-    return Scene(image, caption, boxes, conditions.sea)
-
-
-def render_survey(
-    seed: int,
-    *,
-    num_photos: int,
-    num_groups: int,
-    photo_size_wh: tuple[int, int],
-    share_empty: float = 0.15,
-    subject: str = HUMPBACK,
-) -> Iterator[SurveyPhoto]:
-    """Render a drone survey, flight by flight.
-
-    A flight shares sea, light, altitude and sea state. Other things (boats, dolphins and other near
-    misses) lie in some photos without a box, as they would in a real survey annotated for one animal.
-
-    Args:
-        seed: 0 or more; each photo depends on it and on its own flight and number alone.
-        num_photos: Photos in all, spread evenly over the flights.
-        num_groups: Flights, at most ``num_photos``.
-        photo_size_wh: Width and height in pixels, each at least 96.
-        share_empty: 0..1, share of photos without the subject (rounded to a whole number).
-        subject: The annotated class, a base class or :data:`HUMPBACK`.
-
-    Yields:
-        Photos named like ``flight03_0007``, group ``flight03``. A caption names the subject, or
-        in photos without it what else is there.
-
-    Raises:
-        ValueError: A number or the subject is out of range.
-    """
-    if not 1 <= num_groups <= num_photos:
-        raise ValueError(f"num_groups: {num_groups} is not between 1 and num_photos ({num_photos})")
-    if not 0.0 <= share_empty <= 1.0:
-        raise ValueError(f"share_empty: {share_empty} is not between 0 and 1")
-    if subject not in (HUMPBACK, *BASE_CLASSES):
-        raise ValueError(f"subject: {subject!r} is none of {', '.join((HUMPBACK, *BASE_CLASSES))}")
-    if min(photo_size_wh) < 96:
-        raise ValueError(f"photo_size_wh: {photo_size_wh} is too small, 96 x 96 is the least")
-    order = np.random.default_rng((seed, 0)).permutation(num_photos)
-    empty = set(order[: round(share_empty * num_photos)].tolist())
-    index = 0
-    for flight in range(num_groups):
-        group = f"flight{flight + 1:02d}"
-        conditions = _draw_conditions(np.random.default_rng((seed, 1, flight)))
-        last = (flight + 1) * num_photos // num_groups
-        for number in range(last - flight * num_photos // num_groups):
-            photo_seed = (seed, 2, flight, number)
-            scene = _render_survey_scene(
-                photo_seed, conditions, photo_size_wh, subject, empty=index in empty
-            )
-            yield SurveyPhoto(f"{group}_{number:04d}", group, scene)
-            index += 1

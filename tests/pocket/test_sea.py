@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from synthdet.pocket import sea
 from synthdet.pocket.animals import KINDS
+from synthdet.pocket.survey import SurveyPhoto, render_survey
 
 WIDE = (176, 112)
 COUNTED = (*sea.BASE_CLASSES, sea.HUMPBACK)
@@ -125,15 +127,15 @@ def test_whitecaps_are_to_be_seen() -> None:
 def test_boxes_are_tight_around_what_the_thing_changed(name: str) -> None:
     """The same sea is painted with and without one thing; traces on the water are left out."""
     rng = np.random.default_rng(8)
-    conditions = sea._draw_conditions(rng, "grey", False)
+    conditions = sea.draw_conditions(rng, "grey", False)
     shape_hw = (112, 176)
     for _ in range(6):
-        (thing,) = sea._put_things(rng, name, 1, np.zeros(shape_hw, np.bool_), conditions)
-        bare = sea.replace(thing, sprite=sea.replace(thing.sprite, marks=()))
-        with_it = sea._paint(np.random.default_rng(2), shape_hw, conditions, [bare])
-        without = sea._paint(np.random.default_rng(2), shape_hw, conditions, [])
+        (thing,) = sea.put_things(rng, name, 1, np.zeros(shape_hw, np.bool_), conditions)
+        bare = replace(thing, sprite=replace(thing.sprite, marks=()))
+        with_it = sea.paint(np.random.default_rng(2), shape_hw, conditions, [bare])
+        without = sea.paint(np.random.default_rng(2), shape_hw, conditions, [])
         changed = np.abs(with_it.astype(int) - without).max(axis=2) > 0
-        x0, y0, x1, y1 = (int(edge) for edge in sea._to_box(thing, shape_hw).xyxy)
+        x0, y0, x1, y1 = (int(edge) for edge in sea.to_box(thing, shape_hw).xyxy)
         assert 0 <= x0 < x1 <= 176
         assert 0 <= y0 < y1 <= 112
         # Nothing of the thing that the eye can hold on to lies outside its box ...
@@ -179,11 +181,9 @@ def test_humpbacks_stand_out_from_their_sea() -> None:
 
 
 def test_survey_is_grouped_by_flight_and_repeatable() -> None:
-    def survey() -> list[sea.SurveyPhoto]:
+    def survey() -> list[SurveyPhoto]:
         return list(
-            sea.render_survey(
-                7, num_photos=22, num_groups=4, photo_size_wh=(160, 128), share_empty=0.2
-            )
+            render_survey(7, num_photos=22, num_groups=4, photo_size_wh=(160, 128), share_empty=0.2)
         )
 
     photos, again = survey(), survey()
@@ -206,9 +206,7 @@ def test_survey_is_grouped_by_flight_and_repeatable() -> None:
 
 def test_survey_boxes_the_subject_alone_and_leaves_some_photos_empty() -> None:
     photos = list(
-        sea.render_survey(
-            9, num_photos=60, num_groups=5, photo_size_wh=(144, 112), share_empty=0.25
-        )
+        render_survey(9, num_photos=60, num_groups=5, photo_size_wh=(144, 112), share_empty=0.25)
     )
     boxes = [box for photo in photos for box in photo.scene.boxes]
     assert {box.class_name for box in boxes} == {sea.HUMPBACK}
@@ -231,7 +229,7 @@ def test_survey_boxes_the_subject_alone_and_leaves_some_photos_empty() -> None:
         (lambda: sea.render_scene(0, subject="orca", num_subjects=4), "num_subjects"),
         (lambda: sea.render_scene(0, size_wh=(60, 200)), "size_wh"),
         (
-            lambda: next(sea.render_survey(0, num_photos=2, num_groups=3, photo_size_wh=(128, 96))),
+            lambda: next(render_survey(0, num_photos=2, num_groups=3, photo_size_wh=(128, 96))),
             "num_groups",
         ),
     ],
