@@ -182,6 +182,12 @@ def _build_clip(build: Build) -> dict[str, Any]:
     figures = {
         **_made(build, "clip", trained, len(base) + len(humpbacks)),
         "clip_auc": round(build_clip.centroid_auc(seen[:known], seen[known:], others), 4),
+        "caption_accuracy": round(
+            build_clip.caption_accuracy(
+                model, tokenizer, _scenes(build, "base_test"), place.device
+            ),
+            4,
+        ),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     partial = _fresh(place.folder / "product.part")

@@ -1,8 +1,10 @@
-"""The pocket CLIP: pictures and captions meet in one space.
+"""The pocket CLIP: pictures and captions meet in one space, and pictures of one kind in one place.
 
 Symmetric InfoNCE in which every pair with the same words is a positive. Most captions are cut down to
 what is in the picture ("two dolphins"), and those pictures change their colours at random: a CLIP that
-looks at the sea's colour first would tell seas apart, not animals.
+looks at the sea's colour first would tell seas apart, not animals. Beside it pictures of one kind, in
+whatever sea and number, attract each other: the filter holds pictures against pictures, which the
+captions alone leave loose.
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021;
 Khosla et al., "Supervised Contrastive Learning", 2020, equation 2.
 """
@@ -28,6 +30,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 """Of CLIP's own image processor, for pictures in 0..1, RGB."""
 _WHOLE_CAPTION = 0.25
 """Share of captions that keep the sea and the whitecaps."""
+NUMBER_WORDS = ("one", "two", "three")
 
 
 def make_clip(plan: BuildPlan, tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -116,6 +119,8 @@ def train_clip(
     ids = token_ids(tokenizer, words)
     whole = torch.tensor([place_of[caption] for caption in captions])
     subject = torch.tensor([place_of[subject_of(caption)] for caption in captions])
+    kinds = sorted({kind_of(caption) for caption in captions})
+    kind = torch.tensor([kinds.index(kind_of(caption)) for caption in captions])
     batch = plan.clip.schedule.batch
     rare = max(1, round(batch * plan.clip.humpback_fraction))
 
@@ -130,20 +135,45 @@ def train_clip(
         # Each caption once: a batch holds few different ones.
         unique, position = torch.unique(labels, return_inverse=True)
         made = model(input_ids=ids[unique].to(place.device), pixel_values=pixels, return_loss=False)
-        return _loss(made.logits_per_image.float(), position.to(place.device))
+        matched = _caption_loss(made.logits_per_image.float(), position.to(place.device))
+        gathered = kind_loss(made.image_embeds.float(), kind[rows].to(place.device))
+        return matched + plan.clip.kind_weight * gathered
 
     trained = train("clip", model, loss_of, plan.clip.schedule, place, seed=plan.seed)
     trained.averages.give(model)
     return model, trained
 
 
-def _loss(logits: Tensor, caption: Tensor) -> Tensor:
+def _caption_loss(logits: Tensor, caption: Tensor) -> Tensor:
     """Picture to caption, and caption to all of its pictures; logits `(pictures, captions)`."""
     same = functional.one_hot(caption, logits.shape[1]).float()
     to_pictures = -(same * logits.log_softmax(dim=0)).sum(0) / same.sum(0)
     return 0.5 * (
         functional.cross_entropy(logits, caption, label_smoothing=0.05) + to_pictures.mean()
     )
+
+
+def kind_loss(embeddings: Tensor, kind: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """Supervised contrastive loss: every picture among the others looks for those of its kind.
+
+    Args:
+        embeddings: `(n, dimensions)`, each of length 1.
+        kind: `(n,)`, a number a kind. A picture alone of its kind has nothing to look for.
+        temperature: Of the cosines.
+
+    Examples:
+        >>> apart = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> right = kind_loss(apart, torch.tensor([0, 0, 1, 1]))
+        >>> bool(right < kind_loss(apart, torch.tensor([0, 1, 0, 1])))
+        True
+    """
+    itself = torch.eye(len(embeddings), dtype=torch.bool, device=embeddings.device)
+    cosines = (embeddings @ embeddings.T / temperature).masked_fill(itself, -torch.inf)
+    chances = cosines.log_softmax(dim=1)
+    fellows = (kind[:, None] == kind[None, :]) & ~itself
+    counted = fellows.any(dim=1)
+    sums = chances.masked_fill(~fellows, 0.0).sum(dim=1)[counted]
+    return -(sums / fellows.sum(dim=1)[counted]).mean() if len(sums) else embeddings.sum() * 0
 
 
 @torch.no_grad()
@@ -169,35 +199,28 @@ def centroid_auc(
 
 
 @torch.no_grad()
-def subject_accuracy(
-    model: CLIPModel,
-    tokenizer: CLIPTokenizer,
-    pictures: NDArray[np.uint8],
-    captions: list[str],
-    choices: list[str],
+def caption_accuracy(
+    model: CLIPModel, tokenizer: CLIPTokenizer, scenes: Scenes, device: torch.device
 ) -> float:
-    """Share of pictures whose nearest caption among `choices` is of their own caption's kind."""
-    text = model.text_model(input_ids=token_ids(tokenizer, choices)).pooler_output
-    words = functional.normalize(model.text_projection(text), dim=-1)
-    pixels = normalise(pictures, torch.device("cpu"))
-    seen = model.vision_model(pixel_values=pixels).pooler_output
-    images = functional.normalize(model.visual_projection(seen), dim=-1)
-    nearest = (images @ words.T).argmax(dim=1).tolist()
-    hits = [
-        kind_of(choices[i]) == kind_of(subject_of(caption))
-        for i, caption in zip(nearest, captions, strict=True)
-    ]
+    """Share of scenes whose nearest caption, of all kinds and numbers in the set, is of their kind."""
+    captions = [annotation.caption for annotation in scenes.annotations]
+    choices = sorted({subject_of(caption) for caption in captions})
+    text = model.text_model(input_ids=token_ids(tokenizer, choices).to(device)).pooler_output
+    words = functional.normalize(model.text_projection(text), dim=-1).cpu().numpy()
+    nearest = (embed(model, scenes, device) @ words.T).argmax(axis=1).tolist()
+    hits = [kind_of(choices[i]) == kind_of(of) for i, of in zip(nearest, captions, strict=True)]
     return float(np.mean(hits))
 
 
-def kind_of(subject: str) -> str:
-    """The last word of a subject, without its plural: enough to tell the kinds apart.
+def kind_of(caption: str) -> str:
+    """What a caption or its subject names, whatever the number and the sea.
 
-    >>> kind_of("aerial photo of two dolphins"), kind_of("aerial photo of one dolphin")
-    ('dolphin', 'dolphin')
+    >>> kind_of("aerial photo of two whale sharks in a grey sea"), kind_of("aerial photo of one orca")
+    ('whale shark', 'orca')
     """
-    last = subject.split()[-1]
-    return last[:-1] if last.endswith("s") else last
+    words = subject_of(caption).removeprefix("aerial photo of ").split()
+    name = " ".join(words[1:] if words[0] in NUMBER_WORDS else words)
+    return name[:-1] if name.endswith("s") else name
 
 
 def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, size: int, folder: Path) -> None:

@@ -103,14 +103,17 @@ class UNetPlan:
 class ClipPlan:
     """`CLIPModel`, a ViT on pictures of the scenes' size."""
 
-    vision_width: int = 192
+    vision_width: int = 128
     vision_layers: int = 4
-    patch: int = 16
+    patch: int = 8
+    """Fins are five pixels wide: cells of 16 hide them, and take more than three times the steps."""
     text_width: int = 128
     text_layers: int = 3
     projection: int = 128
     humpback_fraction: float = 0.2
     """Share of humpback scenes in a batch."""
+    kind_weight: float = 1.0
+    """Weight of the loss that draws pictures of one kind together."""
     schedule: Schedule = field(
         default_factory=lambda: Schedule(4_000, 64, 1e-3, decay_fraction=0.6, weight_decay=0.05)
     )
