@@ -246,18 +246,20 @@ class ExportConfig(Section):
     """Export pictures whose boxes wait for review, with the boxes they have."""
     select: Literal["random", "similarity"] = _decision("random")
     """Which ones, where there are more than asked for: drawn by seed, or most similar to the real ones."""
+    augmented: Literal["arm", "train"] = _decision("arm")
+    """Augmented copies of the real train tiles, as many as there are synthetic pictures. `arm`: made where `evaluate.arms` names real_plus_augmented, for that arm alone; `train`: always made, and part of the exported train set."""
     seed: int = _decision(0)
-    """Seed of the choice."""
+    """Seed of the choice, and of the augmented copies."""
 
 
-Arm = Literal["real", "real_plus_synthetic"]
+Arm = Literal["real", "real_plus_augmented", "real_plus_synthetic"]
 
 
 class EvaluateConfig(Section):
     """The same detector trained with and without -> verdict."""
 
     arms: tuple[Arm, ...] = ("real", "real_plus_synthetic")
-    """What is compared. Each arm is trained once a seed."""
+    """What is compared. Each arm is trained once a seed. `real_plus_augmented` has as many augmented copies of real tiles as `real_plus_synthetic` has synthetic pictures."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One paired training of every arm a seed."""
     detector: str = "yolo11n"

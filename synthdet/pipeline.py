@@ -345,7 +345,8 @@ def _promised_files(workspace: Workspace) -> Iterator[tuple[Path, str]]:
         yield root / image.path, image.sha256
     for entry in read_records(workspace.stage("export").path / "manifest.jsonl", ManifestEntry):
         yield root / entry.yolo_path, entry.sha256
-        yield root / entry.coco_path, entry.sha256
+        if entry.coco_path is not None:
+            yield root / entry.coco_path, entry.sha256
 
 
 # --- configs -----------------------------------------------------------------------------------

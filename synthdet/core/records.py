@@ -190,13 +190,16 @@ Source = Literal["real", "synthetic", "augmented"]
 
 
 class ManifestEntry(Record):
-    """A line of ``6-export/manifest.jsonl``: one exported picture. Paths are relative to the run."""
+    """A line of ``6-export/manifest.jsonl``: one exported picture. Paths are relative to the run.
+
+    Also of ``6-export/augmented/manifest.jsonl``, whose pictures are in no COCO set.
+    """
 
     image_id: str
     source: Source
     split: Split
     yolo_path: str
-    coco_path: str
+    coco_path: str | None = None
     sha256: str
     width: int
     height: int

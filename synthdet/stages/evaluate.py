@@ -1,7 +1,7 @@
 """Train the same detector with and without the synthetic pictures, and say what that changed.
 
 Reads:
-    ``6-export/manifest.jsonl`` with ``yolo/``, and of ``1-prepare/`` the class names and the groups of
+    ``6-export/manifest.jsonl`` with ``yolo/`` (and ``augmented/``, for that arm), and of ``1-prepare/`` the class names and the groups of
     the test tiles.
 
 Writes:
@@ -14,7 +14,7 @@ Resume:
     starts again and gives the same weights; finished ones are not touched.
 
 All arms have the same start weights, steps, picture size and seeds, in pairs. Whatever trains is
-real or synthetic; whatever is measured is real.
+real, an augmented copy of it, or synthetic; whatever is measured is real.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from synthdet.core.comparison import (
     paired_difference,
 )
 from synthdet.core.labelling import FALLBACK_CONFIDENCE
-from synthdet.core.records import Detections, ManifestEntry, Split, Tile
+from synthdet.core.records import Detections, ManifestEntry, Source, Split, Tile
 from synthdet.errors import SynthdetError
 from synthdet.models.detector import has_weights
 from synthdet.models.protocols import Detector, DetectorTrainer
@@ -63,6 +63,12 @@ MIN_CONFIDENCE = 0.001
 
 MEASURES = ("map50", "map50_95", "precision", "recall", "f1", "confidence")
 COMPARED = ("map50", "map50_95")
+DIFFERENCES: dict[str, tuple[Arm, Arm]] = {
+    "differences": ("real_plus_synthetic", "real"),
+    "augmented_differences": ("real_plus_augmented", "real"),
+    "synthetic_over_augmented": ("real_plus_synthetic", "real_plus_augmented"),
+}
+"""Name in ``verdict.json`` -> the arm, and the one that is taken off it. The first is the verdict."""
 PROMISED = ("results.csv", "verdict.json", "report.html")
 
 
@@ -84,8 +90,9 @@ class Study:
         """The arms that are trained: none where nothing can be measured."""
         if not any(entry.boxes for entry in self.test):
             return []
+        num_real = len(self.train["real"])
         arms = list(dict.fromkeys(config.evaluate.arms))
-        return arms if self.differs else [arm for arm in arms if arm == "real"]
+        return [arm for arm in arms if arm == "real" or len(self.train[arm]) > num_real]
 
     def tried(self) -> tuple[tuple[Split, list[ManifestEntry]], ...]:
         """The real pictures that every detector is tried on, by split."""
@@ -119,7 +126,7 @@ def run(
         redo=redo,
         note=lambda text: reporter.note("evaluate", text),
     )
-    study = _read_study(workspace)
+    study = _read_study(workspace, config)
     units = study.units(config)
     todo = [unit for unit in units if not _is_whole(folder, study, *unit)]
     if done and not todo and all((folder.path / name).exists() for name in PROMISED):
@@ -145,22 +152,32 @@ def run(
     reporter.close("evaluate", _closing_line(verdict))
 
 
-def _read_study(workspace: Workspace) -> Study:
-    entries = read_records(workspace.stage("export").path / "manifest.jsonl", ManifestEntry)
-    prepare = workspace.stage("prepare").path
+def _read_study(workspace: Workspace, config: Config) -> Study:
+    export, prepare = workspace.stage("export").path, workspace.stage("prepare").path
+    entries = read_records(export / "manifest.jsonl", ManifestEntry)
     groups = {
         tile.tile_id: tile.group for tile in read_records(prepare / "tiles.jsonl", Tile)
     }  # fmt: skip
 
-    def real(split: Split) -> list[ManifestEntry]:
-        return [one for one in entries if one.split == split and one.source == "real"]
+    def some(source: Source, split: Split) -> list[ManifestEntry]:
+        return [one for one in entries if one.split == split and one.source == source]
 
-    test = real("test")
-    synthetic = [one for one in entries if one.split == "train" and one.source == "synthetic"]
+    test, real, synthetic = some("real", "test"), some("real", "train"), some("synthetic", "train")
+    augmented = some("augmented", "train")
+    augmented += read_records(export / "augmented" / "manifest.jsonl", ManifestEntry)
+    if "real_plus_augmented" in config.evaluate.arms and synthetic and not augmented:
+        raise SynthdetError(
+            "evaluate.arms names real_plus_augmented, and the export was made without augmented copies: "
+            f"run `synthdet export {workspace.root}` again, which makes them"
+        )
     return Study(
         class_names=tuple(read_json(prepare / "dataset.json")["classes"]),
-        train={"real": real("train"), "real_plus_synthetic": real("train") + synthetic},
-        val=real("val"),
+        train={
+            "real": real,
+            "real_plus_augmented": real + augmented,
+            "real_plus_synthetic": real + synthetic,
+        },
+        val=some("real", "val"),
         test=test,
         test_groups=[groups.get(one.image_id, one.image_id) for one in test],
     )
@@ -200,7 +217,7 @@ def _make_units(
     open_detector: Callable[[Path], Detector],
 ) -> None:
     """Train and try what is not whole yet."""
-    _check_files(folder.workspace, study)
+    _check_files(folder.workspace, study, config)
     steps, made = config.evaluate.max_train_steps, len(study.units(config)) - len(todo)
     total = steps * (made + len(todo))
     trainer = open_trainer()
@@ -233,8 +250,9 @@ def _make_units(
                 write_records(path, _predict(folder.workspace, detector, entries))
 
 
-def _check_files(workspace: Workspace, study: Study) -> None:
-    for entry in (*study.train["real_plus_synthetic"], *study.val, *study.test):
+def _check_files(workspace: Workspace, study: Study, config: Config) -> None:
+    train = {one.yolo_path: one for arm in study.trained(config) for one in study.train[arm]}
+    for entry in (*train.values(), *study.val, *study.test):
         path = workspace.root / entry.yolo_path
         if not path.exists():
             raise SynthdetError(
@@ -311,9 +329,14 @@ def _write_results(path: Path, results: Mapping[tuple[Arm, int], Result]) -> Non
 
 
 def _compare(
-    study: Study, config: Config, results: Mapping[tuple[Arm, int], Result], measure: str
+    study: Study,
+    config: Config,
+    results: Mapping[tuple[Arm, int], Result],
+    measure: str,
+    arm: Arm,
+    base: Arm,
 ) -> Difference:
-    """Synthetic minus real, seed by seed, on all test tiles and with each group left out."""
+    """One arm minus another, seed by seed, on all test tiles and with each group left out."""
     groups = sorted(set(study.test_groups))
     group_of = np.array([groups.index(group) for group in study.test_groups])
     subsets = [np.ones(len(group_of), dtype=np.int64)]
@@ -324,7 +347,7 @@ def _compare(
         return [float(one[0] if measure == "map50" else one.mean()) for one in precision]
 
     difference = np.array([
-        np.subtract(values("real_plus_synthetic", seed), values("real", seed))
+        np.subtract(values(arm, seed), values(base, seed))
         for seed in config.evaluate.seeds
     ])  # fmt: skip
     return paired_difference(difference[:, 0], difference[:, 1:])
@@ -346,20 +369,28 @@ def _conclude(
         }
         for arm in arms
     }  # fmt: skip
-    differences = (
-        {name: _compare(study, config, results, name) for name in COMPARED}
-        if len(arms) == 2
+    compared = {
+        key: {name: _compare(study, config, results, name, *pair) for name in COMPARED}
+        if {*pair} <= {*arms}
         else {}
-    )
-    kind, sentence = _sentence(study, means, differences)
+        for key, pair in DIFFERENCES.items()
+    }
+    kind, sentence = _sentence(study, means, compared)
     return {
         "verdict": kind,
         "sentence": sentence,
         "measures": means,
-        "differences": {name: _to_fields(one) for name, one in differences.items()},
+        **{
+            key: {name: _to_fields(one) for name, one in differences.items()}
+            for key, differences in compared.items()
+        },
         "seeds": list(config.evaluate.seeds),
         "max_train_steps": config.evaluate.max_train_steps,
-        "train_pictures": {arm: len(study.train[arm]) for arm in study.train},
+        "train_pictures": {
+            arm: len(entries)
+            for arm, entries in study.train.items()
+            if arm in config.evaluate.arms or arm != "real_plus_augmented"
+        },
         "val_pictures": len(study.val),
         "test_pictures": len(study.test),
         "test_boxes": sum(len(entry.boxes) for entry in study.test),
@@ -375,7 +406,7 @@ def _to_fields(one: Difference) -> dict[str, float | None]:
 def _sentence(
     study: Study,
     means: Mapping[Arm, Mapping[str, float]],
-    differences: Mapping[str, Difference],
+    compared: Mapping[str, Mapping[str, Difference]],
 ) -> tuple[Verdict, str]:
     """The verdict in one word and in one sentence."""
     if not study.test:
@@ -390,12 +421,12 @@ def _sentence(
         return "nothing was added", (
             f"Nothing was added: no synthetic picture is in the training set{told}."
         )
-    if not differences:
-        (arm,) = means
-        return "cannot be measured", (
-            f"Cannot be compared: evaluate.arms names only {arm}, with mAP50 {means[arm]['map50']:.2f} {where}."
+    if not compared["differences"]:
+        told = " and ".join(
+            f"{arm}, with mAP50 {one['map50']:.2f} {where}" for arm, one in means.items()
         )
-    difference = differences["map50"]
+        return "cannot be measured", f"Cannot be compared: evaluate.arms names only {told}."
+    difference = compared["differences"]["map50"]
     kind = judge(difference)
     before, after = means["real"]["map50"], means["real_plus_synthetic"]["map50"]
     number = len(study.train["real_plus_synthetic"]) - len(study.train["real"])
@@ -406,14 +437,34 @@ def _sentence(
     )
     seeds = _count(difference.num_seeds, "seed")
     groups = _count(difference.num_groups, "group")
+    beside = _augmented_sentence(study, compared["augmented_differences"].get("map50"))
     if difference.low is None or difference.high is None:
         return kind, (
             f"{heading}: {change}), but {seeds} and {groups} of test photos give no interval, so neither gain nor "
-            "loss can be claimed."
+            f"loss can be claimed.{beside}"
         )
-    interval = f"95 % interval {_signed(difference.low)} to {_signed(difference.high)}"
     ending = "" if kind != "not shown" else ", so neither gain nor loss can be claimed"
-    return kind, f"{heading}: {change}, {interval}; {seeds}, {groups} of test photos){ending}."
+    return kind, (
+        f"{heading}: {change}, {_interval(difference)}; {seeds}, {groups} of test photos){ending}.{beside}"
+    )
+
+
+def _augmented_sentence(study: Study, difference: Difference | None) -> str:
+    """What ordinary augmentation did instead, where that arm was trained."""
+    if difference is None:
+        return ""
+    number = len(study.train["real_plus_augmented"]) - len(study.train["real"])
+    interval = _interval(difference)
+    return (
+        f" With {number} augmented copies of the real pictures instead it changed by {_signed(difference.mean)}"
+        f"{f' ({interval})' if interval else ''}."
+    )
+
+
+def _interval(difference: Difference) -> str:
+    if difference.low is None or difference.high is None:
+        return ""
+    return f"95 % interval {_signed(difference.low)} to {_signed(difference.high)}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -449,6 +500,11 @@ def _make_report(
         synthetic=[
             (root / one.yolo_path, one.boxes)
             for one in study.train["real_plus_synthetic"][len(real) :]
+        ],
+        augmented=[
+            (root / one.yolo_path, one.boxes)
+            for one in study.train["real_plus_augmented"][len(real) :]
+            if "real_plus_augmented" in found
         ],
         test=[(root / one.yolo_path, one.boxes) for one in study.test],
         found={

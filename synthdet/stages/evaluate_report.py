@@ -24,9 +24,23 @@ NUM_EXAMPLES = 6
 EXAMPLE_HEIGHT = 240
 """Of an example picture on the page, in pixels."""
 
-ARM_NAMES = {"real": "real photos alone", "real_plus_synthetic": "real + synthetic"}
-ARM_COLOURS = {"real": "#0072b2", "real_plus_synthetic": "#d55e00"}
-"""Okabe and Ito's blue and vermilion: told apart by colour-blind readers too."""
+ARM_NAMES = {
+    "real": "real photos alone",
+    "real_plus_augmented": "real + augmented",
+    "real_plus_synthetic": "real + synthetic",
+}
+ARM_COLOURS = {
+    "real": "#0072b2",
+    "real_plus_augmented": "#009e73",
+    "real_plus_synthetic": "#d55e00",
+}
+"""Okabe and Ito's blue, green and vermilion: told apart by colour-blind readers too."""
+DIFFERENCE_NAMES = {
+    "differences": ("synthetic − real", ARM_COLOURS["real_plus_synthetic"]),
+    "augmented_differences": ("augmented − real", ARM_COLOURS["real_plus_augmented"]),
+    "synthetic_over_augmented": ("synthetic − augmented", "#333333"),
+}
+"""Key in ``verdict.json`` -> how a difference is called and coloured."""
 TRUTH_COLOUR = "#ffffff"
 MEASURE_NAMES = {
     "map50": "mAP50",
@@ -47,6 +61,7 @@ class Report:
         values: Measures of every arm and seed.
         real: Real train pictures with their boxes.
         synthetic: Synthetic train pictures with theirs.
+        augmented: Augmented train pictures with theirs; empty where that arm was not trained.
         test: Real test pictures with theirs.
         found: For each arm the boxes that the first seed's detector draws in each test picture.
         settings: Of the evaluation.
@@ -56,6 +71,7 @@ class Report:
     values: Mapping[tuple[str, int], Mapping[str, float]]
     real: Sequence[tuple[Path, Sequence[Box]]]
     synthetic: Sequence[tuple[Path, Sequence[Box]]]
+    augmented: Sequence[tuple[Path, Sequence[Box]]]
     test: Sequence[tuple[Path, Sequence[Box]]]
     found: Mapping[str, Sequence[Sequence[DetectedBox]]]
     settings: Mapping[str, Any]
@@ -80,8 +96,9 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def _plot_tag(report: Report) -> str:
-    differences = report.verdict["differences"]
-    figure = Figure(figsize=(9.6, 3.4), dpi=150, layout="constrained")
+    differences = _differences(report)
+    tall = 3.4 if len(differences) < 2 else 4.2
+    figure = Figure(figsize=(9.6, tall), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(1, 5)
     _plot_values(figure.add_subplot(grid[:3] if differences else grid[:]), report)
@@ -93,13 +110,19 @@ def _plot_tag(report: Report) -> str:
     return f'<img class="plot" alt="{described}" src="{_data_uri(buffer.getvalue(), "png")}">'
 
 
+def _differences(report: Report) -> dict[str, Mapping[str, Mapping[str, float | None]]]:
+    """The differences that were worked out, by key."""
+    return {key: report.verdict[key] for key in DIFFERENCE_NAMES if report.verdict[key]}
+
+
 def _plot_values(axes: Any, report: Report) -> None:
-    """A dot a seed; a line joins the two arms of a seed, a bar marks the mean of an arm."""
+    """A dot a seed; a line joins the arms of a seed, a bar marks the mean of an arm."""
     measures = ("map50", "map50_95", "f1")
     arms = list(dict.fromkeys(arm for arm, _seed in report.values))
     seeds = list(dict.fromkeys(seed for _arm, seed in report.values))
+    apart = 0.36 if len(arms) < 3 else 0.28
     for column, measure in enumerate(measures):
-        places = [column + 0.36 * (i - (len(arms) - 1) / 2) for i in range(len(arms))]
+        places = [column + apart * (i - (len(arms) - 1) / 2) for i in range(len(arms))]
         for seed in seeds:
             values = [report.values[arm, seed][measure] for arm in arms]
             axes.plot(places, values, color="#b5b5b5", linewidth=1, zorder=1)
@@ -116,26 +139,37 @@ def _plot_values(axes: Any, report: Report) -> None:
     axes.set_title(
         "On the real test pictures: a dot a seed, a bar the mean", fontsize=10, loc="left"
     )
-    axes.legend(frameon=False, fontsize=9, loc="upper right", ncols=2)
+    axes.legend(frameon=False, fontsize=9, loc="upper right", ncols=len(arms))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6")
     axes.set_axisbelow(True)
 
 
-def _plot_differences(axes: Any, differences: Mapping[str, Mapping[str, float | None]]) -> None:
-    """The mean paired difference of each measure with its interval; 0 is no difference."""
-    for row, (name, one) in enumerate(reversed(list(differences.items()))):
+def _plot_differences(
+    axes: Any, differences: Mapping[str, Mapping[str, Mapping[str, float | None]]]
+) -> None:
+    """The mean paired differences of each measure with their intervals; 0 is no difference."""
+    rows = [
+        (measure, key, one)
+        for measure in reversed(["map50", "map50_95"])
+        for key in reversed(list(differences))
+        for one in [differences[key][measure]]
+    ]
+    for row, (measure, key, one) in enumerate(rows):
+        name, colour = DIFFERENCE_NAMES[key]
+        colour = colour if len(differences) > 1 else "#333333"
+        shown = MEASURE_NAMES[measure] + (f"\n{name}" if len(differences) > 1 else "")
         if one["low"] is not None and one["high"] is not None:
-            axes.hlines(row, one["low"], one["high"], color="#333333", linewidth=2)
-        axes.scatter([one["mean"]], [row], color="#333333", s=45, zorder=3)
+            axes.hlines(row, one["low"], one["high"], color=colour, linewidth=2)
+        axes.scatter([one["mean"]], [row], color=colour, s=45, zorder=3)
         axes.annotate(f"{one['mean']:+.3f}", (one["mean"] or 0, row), xytext=(0, 8),
                       textcoords="offset points", ha="center", fontsize=9)  # fmt: skip
-        axes.text(-0.03, row, MEASURE_NAMES[name], transform=axes.get_yaxis_transform(),
-                  ha="right", va="center", fontsize=10)  # fmt: skip
+        axes.text(-0.03, row, shown, transform=axes.get_yaxis_transform(),
+                  ha="right", va="center", fontsize=10 if len(differences) == 1 else 8)  # fmt: skip
     axes.axvline(0, color="#888888", linewidth=1, linestyle="--", zorder=0)
     reach = max(abs(value) for value in (*axes.get_xlim(), 0.05))
     axes.set_xlim(-reach * 1.1, reach * 1.1)
-    axes.set_ylim(-0.6, len(differences) - 0.4)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_yticks([])
     axes.set_title("Difference, with its 95 % interval", fontsize=10, loc="left")
     axes.set_xlabel("← loss      gain →", fontsize=9)
@@ -150,18 +184,17 @@ def _data_uri(content: bytes, kind: str) -> str:
 
 
 def _measures_table(report: Report) -> str:
-    measures, differences = report.verdict["measures"], report.verdict["differences"]
+    measures, differences = report.verdict["measures"], _differences(report)
     if not measures:
         return ""
     heads = "".join(f"<th>{ARM_NAMES[arm]}</th>" for arm in measures)
     rows = []
     for name, shown in MEASURE_NAMES.items():
         cells = "".join(f"<td>{values[name]:.3f}</td>" for values in measures.values())
-        if differences:
-            cells += f"<td>{_interval(differences.get(name))}</td>"
+        cells += "".join(f"<td>{_interval(one.get(name))}</td>" for one in differences.values())
         rows.append(f"<tr><th>{shown}</th>{cells}</tr>")
-    last = "<th>difference, 95 % interval</th>" if differences else ""
-    return f"<table><tr><th></th>{heads}{last}</tr>{''.join(rows)}</table>"
+    heads += "".join(f"<th>{DIFFERENCE_NAMES[key][0]}, 95 % interval</th>" for key in differences)
+    return f"<table><tr><th></th>{heads}</tr>{''.join(rows)}</table>"
 
 
 def _interval(one: Mapping[str, float | None] | None) -> str:
@@ -176,8 +209,13 @@ def _interval(one: Mapping[str, float | None] | None) -> str:
 def _facts_table(report: Report) -> str:
     verdict, pictures = report.verdict, report.verdict["train_pictures"]
     synthetic = pictures["real_plus_synthetic"] - pictures["real"]
+    trained_on = (
+        f"{pictures['real']} real tiles; with {synthetic} synthetic pictures in another arm"
+    )
+    if report.augmented:
+        trained_on += f", with {len(report.augmented)} augmented copies of real tiles in a third"
     facts = {
-        "trained on": f"{pictures['real']} real tiles; with {synthetic} synthetic pictures in the second arm",
+        "trained on": trained_on,
         "best weights chosen on": f"{verdict['val_pictures']} real val tiles",
         "tested on": (
             f"{verdict['test_pictures']} real test tiles with {verdict['test_boxes']} animals, "
@@ -204,6 +242,7 @@ def _examples(report: Report) -> str:
     sections = [
         _strip("Real, in train", "The boxes are the annotations.", report.real),
         _strip("Synthetic, in train", "The boxes are the accepted labels.", report.synthetic),
+        _strip("Augmented, in train", "The boxes moved with the picture.", report.augmented),
     ]
     if report.found and report.test:
         sections.append(_test_strip(report))

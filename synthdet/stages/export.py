@@ -7,7 +7,9 @@ Reads:
 Writes:
     ``6-export/yolo/`` (``data.yaml`` without a ``path``, so that the folder can be moved;
     ``images/<split>/``, ``labels/<split>/``), ``6-export/coco/`` (``annotations/instances_<split>.json``;
-    ``images/<split>/``, hard links to the YOLO copies), ``manifest.jsonl`` and ``DATA_CARD.md``.
+    ``images/<split>/``, hard links to the YOLO copies), ``manifest.jsonl`` and ``DATA_CARD.md``. Where
+    ``evaluate.arms`` asks for them, ``augmented/``: copies of real train tiles with their own
+    ``manifest.jsonl``, in neither dataset.
 
 Resume:
     Everything is built in a folder of its own, read back, compared with the manifest and renamed into
@@ -52,8 +54,10 @@ from synthdet.core.records import (
 from synthdet.core.splits import require_train
 from synthdet.errors import SynthdetError
 from synthdet.progress import Reporter
+from synthdet.stages.export_augment import make_augment, plan_copies, write_copy
 from synthdet.stages.export_check import check_export
 from synthdet.workspace import (
+    LOCK_NAME,
     StageFolder,
     Workspace,
     hash_file,
@@ -81,11 +85,25 @@ class _Inputs:
 
 
 @dataclass(frozen=True, slots=True)
+class _Copy:
+    """An augmented copy to make of the real train tile at ``index`` of the plan."""
+
+    image_id: str
+    index: int
+    number: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is exported, each with the file it is copied from, and what is not."""
+    """What is exported, each with the file it is copied from, and what is not.
+
+    ``copies`` are augmented: of which entry, and the seed. Their entries are known when they are made.
+    """
 
     entries: list[ManifestEntry]
     sources: list[Path]
+    copies: list[_Copy]
     left_out: dict[str, int]
     notes: list[str]
 
@@ -107,6 +125,7 @@ def run(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool 
         decision_inputs={
             **{name: workspace.stage(name).output() for name in before},
             "curation": hash_file(curation) if curation.exists() else "none",
+            **({"augmented": "asked for"} if _is_augmented(config) else {}),
         },
         redo=redo,
         note=lambda text: reporter.note("export", text),
@@ -125,14 +144,21 @@ def run(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool 
         for entry, source in zip(plan.entries, plan.sources, strict=True):
             _write_picture(build, entry, source)
             advance(1)
+    copies = _make_copies(build, plan, config, reporter)
+    if config.export.augmented == "train":
+        plan.entries.extend(copies)
+    elif _is_augmented(config):
+        write_records(build / "augmented" / "manifest.jsonl", copies)
     _write_annotations(build, plan.entries, given.class_names)
     write_records(build / "manifest.jsonl", plan.entries)
     write_text(build / "DATA_CARD.md", make_data_card(_card_facts(workspace, given, plan)))
     check_export(build, given.class_names)
     _put_in_place(build, folder.path)
     counts = _counts(plan, given)
+    outputs = ["manifest.jsonl", "yolo/data.yaml"]
+    outputs += ["augmented/manifest.jsonl"] if (folder.path / "augmented").exists() else []
     folder.close(
-        outputs=[folder.path / "manifest.jsonl", folder.path / "yolo" / "data.yaml"],
+        outputs=[folder.path / name for name in outputs],
         counts=counts,
         runtime={},
     )
@@ -195,9 +221,30 @@ def _plan(workspace: Workspace, given: _Inputs, config: Config) -> _Plan:
     return _Plan(
         entries,
         [workspace.root / paths[entry.image_id] for entry in entries],
+        _plan_copies(entries, config),
         {reason: left_out[reason] for reason in sorted(left_out) if left_out[reason]},
         _notes(given, verdicts),
     )
+
+
+def _is_augmented(config: Config) -> bool:
+    return config.export.augmented == "train" or "real_plus_augmented" in config.evaluate.arms
+
+
+def _plan_copies(entries: Sequence[ManifestEntry], config: Config) -> list[_Copy]:
+    """As many copies of real train tiles as synthetic pictures go in."""
+    if not _is_augmented(config):
+        return []
+    number = sum(entry.source == "synthetic" for entry in entries)
+    tiles = {
+        entry.image_id: index
+        for index, entry in enumerate(entries)
+        if entry.source == "real" and entry.split == "train"
+    }
+    return [
+        _Copy(f"{tile_id}-aug{copy}", tiles[tile_id], copy, seed)
+        for tile_id, copy, seed in plan_copies(list(tiles), number, seed=config.export.seed)
+    ]
 
 
 def _notes(given: _Inputs, verdicts: Mapping[str, Verdict]) -> list[str]:
@@ -298,14 +345,18 @@ def _entry(
 def _check_plan(plan: _Plan, class_names: Sequence[str], workspace: Workspace) -> None:
     """Refuse what must never be written, before anything is."""
     seen: dict[str, str] = {}
-    for entry, source in zip(plan.entries, plan.sources, strict=True):
-        require_train(entry.source, entry.split, entry.image_id)
-        key = entry.image_id.casefold()  # a stick or a Mac may not tell A.png from a.png
+    for name in (
+        *(entry.image_id for entry in plan.entries),
+        *(one.image_id for one in plan.copies),
+    ):
+        key = name.casefold()  # a stick or a Mac may not tell A.png from a.png
         if key in seen:
             raise SynthdetError(
-                f"two pictures are called {seen[key]} and {entry.image_id}: rename one, or it would hide the other"
+                f"two pictures are called {seen[key]} and {name}: rename one, or it would hide the other"
             )
-        seen[key] = entry.image_id
+        seen[key] = name
+    for entry, source in zip(plan.entries, plan.sources, strict=True):
+        require_train(entry.source, entry.split, entry.image_id)
         for box in entry.boxes:
             if not 0 <= box.class_id < len(class_names):
                 raise SynthdetError(
@@ -324,30 +375,88 @@ def _check_plan(plan: _Plan, class_names: Sequence[str], workspace: Workspace) -
 
 def _write_picture(build: Path, entry: ManifestEntry, source: Path) -> None:
     """Copy the picture (a tool may write into its dataset), link COCO's to that copy, write its label."""
-    yolo, coco = (build / Path(path).relative_to("6-export") for path in _paths(entry))
-    label = _label_path(yolo)
-    for path in (yolo, coco, label):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    yolo = _place(build, entry.yolo_path)
     try:
+        yolo.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, yolo)
-        label.write_text(to_yolo_lines(entry.boxes, entry.width, entry.height), encoding="utf-8")
+        _write_label(build, entry)
+    except OSError as error:
+        raise _cannot_write(yolo, error) from error
+
+
+def _write_label(build: Path, entry: ManifestEntry) -> None:
+    """The label beside a picture that is there, and its link for COCO."""
+    yolo = _place(build, entry.yolo_path)
+    label = _label_path(yolo)
+    label.parent.mkdir(parents=True, exist_ok=True)
+    label.write_text(to_yolo_lines(entry.boxes, entry.width, entry.height), encoding="utf-8")
+    if entry.coco_path is not None:
+        coco = _place(build, entry.coco_path)
+        coco.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(yolo, coco)
         except OSError:  # a file system without hard links
             shutil.copyfile(yolo, coco)
-    except OSError as error:
-        raise SynthdetError(
-            f"{yolo.parent} cannot be written ({error.strerror or error}): make room and run the same command again"
-        ) from error
 
 
-def _paths(entry: ManifestEntry) -> tuple[str, str]:
-    return entry.yolo_path, entry.coco_path
+def _make_copies(
+    build: Path, plan: _Plan, config: Config, reporter: Reporter
+) -> list[ManifestEntry]:
+    """Augmented copies, into the train set or, for the arm alone, into ``augmented/``."""
+    if not plan.copies:
+        return []
+    augment, entries = make_augment(), []
+    in_train = config.export.augmented == "train"
+    with reporter.bar("export", len(plan.copies), doing="augmenting") as advance:
+        for copy in plan.copies:
+            tile, name = plan.entries[copy.index], f"{copy.image_id}.png"
+            yolo_path = f"6-export/{'yolo/images/train' if in_train else 'augmented/images'}/{name}"
+            place = _place(build, yolo_path)
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                width, height, boxes = write_copy(
+                    augment, plan.sources[copy.index], tile.boxes, copy.seed, place
+                )
+                entry = ManifestEntry(
+                    image_id=copy.image_id,
+                    source="augmented",
+                    split="train",
+                    yolo_path=yolo_path,
+                    coco_path=f"6-export/coco/images/train/{name}" if in_train else None,
+                    sha256=hash_file(place),
+                    width=width,
+                    height=height,
+                    boxes=boxes,
+                    provenance=_provenance_of_copy(tile, copy),
+                )
+                _write_label(build, entry)
+            except OSError as error:
+                raise _cannot_write(place, error) from error
+            entries.append(entry)
+            advance(1)
+    return entries
+
+
+def _provenance_of_copy(tile: ManifestEntry, copy: _Copy) -> dict[str, Any]:
+    known = {key: tile.provenance[key] for key in tile.provenance if key in ("photo", "group")}
+    return {**known, "tile": tile.image_id, "copy": copy.number, "seed": copy.seed}
+
+
+def _place(build: Path, path: str) -> Path:
+    """Where a path of a record lies while the export is being built."""
+    return build / Path(path).relative_to("6-export")
+
+
+def _cannot_write(path: Path, error: OSError) -> SynthdetError:
+    return SynthdetError(
+        f"{path.parent} cannot be written ({error.strerror or error}): make room and run the same command again"
+    )
 
 
 def _label_path(image: Path) -> Path:
     """Where YOLO looks for the label of ``images/<split>/<name>``."""
-    return image.parents[2] / "labels" / image.parent.name / f"{image.stem}.txt"
+    *before, _images, after = image.parent.as_posix().rpartition("/images")
+    return Path(f"{''.join(before)}/labels{after}") / f"{image.stem}.txt"
 
 
 def _write_annotations(
@@ -359,7 +468,7 @@ def _write_annotations(
             (build / folder / split).mkdir(parents=True, exist_ok=True)
         data[split] = f"images/{split}"
         pictures = [
-            (Path(entry.coco_path).name, entry.width, entry.height, entry.boxes)
+            (Path(entry.yolo_path).name, entry.width, entry.height, entry.boxes)
             for entry in entries
             if entry.split == split
         ]
@@ -374,11 +483,11 @@ def _write_annotations(
 
 def _put_in_place(build: Path, folder: Path) -> None:
     """Replace the old export piece by piece; the lock says unfinished until all are there."""
+    for old in sorted(folder.iterdir()):
+        if old.name != LOCK_NAME and not old.name.startswith(".tmp-"):
+            os.rename(old, folder / f".tmp-old-{old.name}")
     for piece in sorted(build.iterdir()):
-        place = folder / piece.name
-        if place.exists():
-            os.rename(place, folder / f".tmp-old-{piece.name}")
-        os.rename(piece, place)
+        os.rename(piece, folder / piece.name)
     _remove_temporary(folder)
 
 
@@ -396,28 +505,29 @@ def _is_whole(folder: StageFolder) -> bool:
     names += [f"coco/annotations/instances_{split}.json" for split in SPLITS]
     if not all((folder.path / name).exists() for name in names):
         return False
-    entries = read_records(folder.path / "manifest.jsonl", ManifestEntry)
-    root = folder.path.parent
-    return all(
-        path.exists()
-        for entry in entries
-        for path in (
-            root / entry.yolo_path,
-            root / entry.coco_path,
-            _label_path(root / entry.yolo_path),
-        )
-    )
+    root, augmented = folder.path.parent, 0
+    for name in ("manifest.jsonl", "augmented/manifest.jsonl"):
+        for entry in read_records(folder.path / name, ManifestEntry):
+            augmented += entry.source == "augmented"
+            image = root / entry.yolo_path
+            if not image.exists() or not _label_path(image).exists():
+                return False
+            if entry.coco_path is not None and not (root / entry.coco_path).exists():
+                return False
+    return bool(augmented == (folder.lock() or {})["counts"].get("augmented", 0))
 
 
 def _counts(plan: _Plan, given: _Inputs) -> dict[str, Any]:
-    synthetic = [entry for entry in plan.entries if entry.source == "synthetic"]
+    sources = Counter(entry.source for entry in plan.entries)
+    backgrounds = sum(one.source == "synthetic" and not one.boxes for one in plan.entries)
     boxes = Counter(box.class_id for entry in plan.entries for box in entry.boxes)
     splits = Counter(entry.split for entry in plan.entries)
     return {
         "splits": {split: splits[split] for split in SPLITS if splits[split]},
-        "real": len(plan.entries) - len(synthetic),
-        "synthetic": len(synthetic),
-        "synthetic_backgrounds": sum(not entry.boxes for entry in synthetic),
+        "real": sources["real"],
+        "synthetic": sources["synthetic"],
+        "synthetic_backgrounds": backgrounds,
+        "augmented": len(plan.copies),
         "boxes": {name: boxes[class_id] for class_id, name in enumerate(given.class_names)},
         "left_out": plan.left_out,
     }
@@ -432,6 +542,8 @@ def _closing_line(counts: Mapping[str, Any]) -> str:
         what = f"{counts['real']:,} real pictures and no synthetic one"
         reasons = [f"{some:,} {reason}" for reason, some in counts["left_out"].items()]
         what += f": {', '.join(reasons)}" if reasons else ""
+    if counts.get("augmented"):
+        what += f" · {counts['augmented']:,} augmented copies"
     splits = ", ".join(f"{split} {some:,}" for split, some in counts["splits"].items())
     return f"{what} · {splits} · YOLO and COCO read back equal"
 

@@ -96,10 +96,10 @@ def _check_coco(
         raise _mismatch(path, "its categories are not those of the run")
     if sorted(coco.imgs) != list(range(1, len(entries) + 1)):
         raise _mismatch(path, f"{len(coco.imgs)} images and {len(entries)} in the manifest")
-    _check_listing(folder / "images" / split, (Path(entry.coco_path).name for entry in entries))
+    _check_listing(folder / "images" / split, (Path(entry.yolo_path).name for entry in entries))
     for image_id, entry in enumerate(entries, start=1):
         image = coco.imgs[image_id]
-        name = Path(entry.coco_path).name
+        name = Path(entry.yolo_path).name
         if image["file_name"] != name or (image["width"], image["height"]) != (
             entry.width,
             entry.height,

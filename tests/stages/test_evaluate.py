@@ -34,8 +34,10 @@ Prepared = tuple[Workspace, Config, list[ManifestEntry]]
 OpenDetector = Callable[[Path], FakeDetector]
 
 
-def make_export(workspace: Workspace, *, synthetic: int = 4, **tiles: Any) -> list[ManifestEntry]:
-    """Finish export: every tile, and so many synthetic pictures."""
+def make_export(
+    workspace: Workspace, *, synthetic: int = 4, augmented: int = 0, **tiles: Any
+) -> list[ManifestEntry]:
+    """Finish export: every tile, so many synthetic pictures, and copies for the augmented arm."""
     sources = [
         (one.tile_id, "real", one.split, one.path, one.boxes)
         for one in make_tiles(workspace, **tiles)
@@ -59,6 +61,16 @@ def make_export(workspace: Workspace, *, synthetic: int = 4, **tiles: Any) -> li
         )  # fmt: skip
     write_records(folder.path / "manifest.jsonl", entries)
     finish(folder, ["manifest.jsonl"])
+    copies = []
+    for entry in entries[:augmented]:
+        name = f"{entry.image_id}-aug1"
+        yolo_path = f"6-export/augmented/images/{name}.png"
+        (workspace.root / yolo_path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(workspace.root / entry.yolo_path, workspace.root / yolo_path)
+        changed = {"image_id": name, "source": "augmented", "yolo_path": yolo_path}
+        copies.append(entry.model_copy(update=changed))
+    if copies:
+        write_records(folder.path / "augmented" / "manifest.jsonl", copies)
     return entries
 
 
@@ -165,6 +177,61 @@ def test_arms_hold_what_they_are_called(prepared: Prepared) -> None:
     assert pictures("real_plus_synthetic", "train") == exported("real", "synthetic", split="train")
     for arm in ("real", "real_plus_synthetic"):
         assert pictures(arm, "val") == exported("real", split="val")
+
+
+ALL_ARMS = ("real", "real_plus_augmented", "real_plus_synthetic")
+
+
+def test_the_augmented_arm(tmp_path: Path) -> None:
+    workspace, config = make_run(
+        tmp_path / "run", evaluate={"max_train_steps": 5, "seeds": [0, 1], "arms": ALL_ARMS}
+    )
+    entries = make_export(workspace, augmented=4, test=(1, 2, 1, 1, 0, 1), groups=3)
+    prepared = workspace, config, entries
+    shares = {"real": 0.3, "real_plus_augmented": 0.6, "real_plus_synthetic": 1.0}
+    found = detectors(
+        entries, **{arm: lambda _, share=share: share for arm, share in shares.items()}
+    )
+    trainer = FakeDetectorTrainer()
+    said = run(prepared, trainer=trainer, detector=found)
+    assert [one["data"].parent.name for one in trainer.trained] == [*ALL_ARMS, *ALL_ARMS]
+    assert len({one["max_train_steps"] for one in trainer.trained}) == 1
+    folder = workspace.stage("evaluate").path
+    train = (folder / "arms/real_plus_augmented/train.txt").read_text().splitlines()
+    pictures = [(folder / "arms/real_plus_augmented" / line).resolve() for line in train]
+    assert all(picture.exists() for picture in pictures)
+    assert sum("6-export/augmented/images/" in line for line in train) == 4
+    assert not any("syn-" in line for line in train)
+
+    verdict = verdict_of(prepared)
+    means = {arm: verdict["measures"][arm]["map50"] for arm in ALL_ARMS}
+    for key, (arm, base) in evaluate.DIFFERENCES.items():
+        assert verdict[key]["map50"]["mean"] == pytest.approx(means[arm] - means[base], abs=2e-6)
+        assert verdict[key]["map50"]["low"] <= verdict[key]["map50"]["high"]
+    assert verdict["train_pictures"] == {
+        "real": 12, "real_plus_augmented": 16, "real_plus_synthetic": 16,
+    }  # fmt: skip
+    assert "With 4 augmented copies of the real pictures instead it changed by +0." in said
+    page = (folder / "report.html").read_text()
+    assert "Augmented, in train" in page
+    assert "synthetic − augmented, 95 % interval" in page
+    assert page.count("<figure>") == 6 + 4 + 4 + 5
+
+
+def test_augmented_copies_that_were_not_made(prepared: Prepared) -> None:
+    with pytest.raises(SynthdetError, match=r"real_plus_augmented.*synthdet export"):
+        run(prepared, "evaluate.arms=[real,real_plus_augmented]")
+
+
+def test_without_the_synthetic_arm_there_is_no_verdict(tmp_path: Path) -> None:
+    workspace, config = make_run(tmp_path / "run", evaluate={"arms": ALL_ARMS[:2]})
+    prepared = workspace, config, make_export(workspace, augmented=4)
+    found = detectors(prepared[2], real=lambda _: 0.5, real_plus_augmented=lambda _: 1.0)
+    run(prepared, detector=found)
+    verdict = verdict_of(prepared)
+    assert verdict["verdict"] == "cannot be measured"
+    assert "names only real, with mAP50" in verdict["sentence"]
+    assert verdict["augmented_differences"]["map50"]["mean"] > 0
 
 
 @pytest.mark.parametrize(
