@@ -2,11 +2,11 @@
 
 Three kinds of kin, from what file names of common tools tell: *copies* of one original (Roboflow
 writes augmented copies as ``NAME_jpg.rf.HASH.jpg``), *tiles* of one frame (``NAME_X_Y``, offsets in
-pixels), and *consecutive frames* of one flight, which overlap on the ground. Then near-duplicates,
-found by looking.
+pixels; SAHI's ``NAME_X1_Y1_X2_Y2``; ``NAME_r03_c07``), and *consecutive frames* of one flight, which
+overlap on the ground. Then near-duplicates, found by looking.
 
-Frames whose numbers differ by at most `FRAME_STEP` form a chain. A chain longer than
-``frames_per_group`` is cut into blocks, each cut at the widest gap within reach. Blocks of one chain
+Frames whose numbers differ by at most `FRAME_STEP` form a chain; where EXIF tells time and place of all
+frames of a counter, the flight is the chain. A chain longer than ``frames_per_group`` is cut into blocks, each cut at the widest gap within reach. Blocks of one chain
 still touch at the cut; `synthdet.core.splits.plan_splits` therefore keeps chains whole where it can,
 and where it cannot gives each split one run of neighbouring blocks.
 """
@@ -18,7 +18,7 @@ import itertools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
@@ -26,6 +26,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from synthdet.core.flights import Taken, find_flights
 from synthdet.core.records import Split
 from synthdet.errors import SynthdetError
 
@@ -37,6 +38,10 @@ THUMB_SIDE: Final = 32
 MAX_NAME: Final = 100
 HASH_DISTANCE: Final = 10
 """Perceptual hashes of two near-duplicates differ in at most this many of 64 bits."""
+_QUARTERS: Final = 4
+_QUARTER_BITS: Final = 16
+_PAIRS: Final = 1 << 20
+_CONFIRMED: Final = 1024
 CORRELATION: Final = 0.92
 """Correlation of grey thumbnails that confirms two near-duplicates."""
 MIN_CONTRAST: Final = 2.0
@@ -55,6 +60,16 @@ LAYOUT_WORDS: Final = frozenset({"images", "labels", "annotations", *_SPLIT_WORD
 _ROBOFLOW = re.compile(r"^(?P<original>.+)\.rf\.[0-9a-zA-Z]{8,}$")
 _ROBOFLOW_SUFFIX = re.compile(r"_(jpe?g|png|tiff?|bmp|webp)$", re.IGNORECASE)
 _TILE = re.compile(r"^(?P<frame>.+?)[_-]x?(?P<x>0|[1-9]\d{0,5})[_-]y?(?P<y>0|[1-9]\d{0,5})$")
+_SLICE = re.compile(
+    r"^(?P<frame>.+?)"
+    + "".join(rf"_(?P<{edge}>0|[1-9]\d{{0,5}})" for edge in ("x1", "y1", "x2", "y2"))
+    + "$"
+)
+_GRID = re.compile(
+    r"^(?P<frame>.+?)[_-]+(?:r(?:ow)?[_-]?\d+[_-]?c(?:ol)?[_-]?\d+|(?:tile|patch)[_-]?\d+[_-]\d+)$",
+    re.IGNORECASE,
+)
+_UPLOAD = re.compile(r"^(?P<upload>[0-9a-f]{8})-(?=.)")
 _RANDOM = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
     r"|(?<![0-9a-z])(?=[0-9]*[a-f])[0-9a-f]{16,}(?![0-9a-z])",
@@ -104,13 +119,16 @@ def given_split(path: str) -> Split | None:
     return None
 
 
-def find_kin(paths: Sequence[str], *, frames_per_group: int) -> list[Kin]:
-    """Relatives by file name.
+def find_kin(
+    paths: Sequence[str], *, frames_per_group: int, taken: Sequence[Taken | None] = ()
+) -> list[Kin]:
+    """Relatives by file name, and by time and place where they are known.
 
     Args:
         paths: Of the photos, relative to their folder, with slashes. Folders named after a split
             or a layout (``train/images``) do not tell photos apart; all others do.
         frames_per_group: The longest block of consecutive frames.
+        taken: When and where each photo was taken, as far as it says; empty: nobody knows.
 
     Returns:
         One for each path, in order.
@@ -120,24 +138,34 @@ def find_kin(paths: Sequence[str], *, frames_per_group: int) -> list[Kin]:
         >>> [kin.group for kin in find_kin(names, frames_per_group=20)]
         ['F_01_0003-0004', 'F_01_0003-0004']
     """
-    originals = [_original(path) for path in paths]
+    originals = _originals(paths)
     frames = _frames(originals)
-    numbered = [_number(frame) for frame in frames]
-    sequences: dict[str, set[int]] = defaultdict(set)
-    for found in numbered:
-        if found is not None:
-            sequences[found[0]].add(found[1])
-    spans: dict[tuple[str, int], tuple[str, str]] = {}
-    for sequence, numbers in sequences.items():
-        for chain in _chains(sorted(numbers)):
+    numbered = {frame: _number(frame) for frame in frames}
+    spans = _flight_spans(_timed(frames, numbered, taken), frames_per_group)
+    sequences: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for frame, found in numbered.items():
+        if found is not None and frame not in spans:
+            sequences[found[0]][found[1]].append(frame)
+    for sequence, by_number in sequences.items():
+        for chain in _chains(sorted(by_number)):
             for block in _blocks(chain, frames_per_group):
                 for number in block:
-                    spans[sequence, number] = (_span(sequence, block), _span(sequence, chain))
-    kin = []
-    for original, frame, found in zip(originals, frames, numbered, strict=True):
-        group, whole = (frame, frame) if found is None else spans[found]
-        kin.append(Kin(original=original, frame=frame, group=group, chain=whole))
-    return kin
+                    names = (_span(sequence, block), _span(sequence, chain))
+                    spans.update(dict.fromkeys(by_number[number], names))
+    return [
+        Kin(original, frame, *spans.get(frame, (frame, frame)))
+        for original, frame in zip(originals, frames, strict=True)
+    ]
+
+
+def parent_folders(paths: Sequence[str]) -> list[str]:
+    """The folder of each photo, without the words of a split or a layout.
+
+    Examples:
+        >>> parent_folders(["bay/flight 2/a.jpg", "reef/train/images/b.jpg", "c.jpg"])
+        ['bay/flight 2', 'reef', '.']
+    """
+    return ["/".join(_folders(path)) or "." for path in paths]
 
 
 def match_groups(paths: Sequence[str], pattern: str) -> list[str]:
@@ -189,51 +217,49 @@ def join(keys: Sequence[str], pairs: Iterable[tuple[int, int]]) -> list[str]:
 
 
 def near_duplicates(
-    thumbs: NDArray[np.uint8], keys: Sequence[str], *, chunk: int = 128
+    thumbs: NDArray[np.uint8], keys: Sequence[str], *, chunk: int = 512
 ) -> list[tuple[int, int]]:
     """Pairs of photos with different keys that show the same, perhaps turned or mirrored.
 
-    A perceptual hash (64 signs of the low frequencies of a cosine transform) of every photo is
-    compared with those of all eight symmetries of every other; pairs within `HASH_DISTANCE` bits
-    are confirmed by the correlation of their thumbnails, with the slow gradients (light, vignette)
-    taken out. About a second for 5,000 photos; time grows with the square, memory does not.
+    A perceptual hash (64 signs of the low frequencies of a cosine transform) of every photo is held
+    against those of all eight symmetries of every other; pairs within `HASH_DISTANCE` bits are
+    confirmed by the correlation of their thumbnails, with the slow gradients (light, vignette) taken
+    out. No pair is missed, and few are looked at: two hashes within 10 bits agree in one of their
+    four quarters but for 2 bits, so that only photos in neighbouring buckets of a quarter meet.
 
     Args:
         thumbs: Grey thumbnails ``(n, 32, 32)``.
         keys: Photos of one key are known to belong together and are not compared.
-        chunk: Photos compared with all others at a time.
+        chunk: Photos held against all others at a time; what bounds the memory.
 
     Returns:
         Pairs of positions, the lower first, in order.
 
     Source:
         Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010
-        (the cosine-transform hash, as in the ImageHash library).
+        (the cosine-transform hash, as in the ImageHash library); Norouzi, Punjani and Fleet, "Fast
+        exact search in Hamming space with multi-index hashing", 2014, section 3 (the quarters).
     """
-    number = len(thumbs)
-    if number < 2:
+    parts = [_look(thumbs[start : start + chunk]) for start in range(0, len(thumbs), chunk)]
+    if not parts:
         return []
-    grey = thumbs.astype(np.float32)
-    hashes = _hashes(grey)
-    turned = [_hashes(symmetry) for symmetry in symmetries(grey)]
-    flat = grey.std(axis=(1, 2)) < MIN_CONTRAST
-    _, codes = np.unique(np.asarray(keys), return_inverse=True)
-    details = _details(grey)
-    pairs: list[tuple[int, int]] = []
-    for start in range(0, number, chunk):
-        stop = min(start + chunk, number)
-        near = np.zeros((stop - start, number), dtype=np.bool_)
-        for hashed in turned:
-            near |= np.bitwise_count(hashes[start:stop, None] ^ hashed[None, :]) <= HASH_DISTANCE
-        near &= codes[start:stop, None] != codes[None, :]
-        near &= ~flat[start:stop, None] & ~flat[None, :]
-        rows, columns = np.nonzero(near)
-        rows = rows + start
-        later = rows < columns
-        for first, second in zip(rows[later].tolist(), columns[later].tolist(), strict=True):
-            if _correlation(details[first], details[second]) >= CORRELATION:
-                pairs.append((first, second))
-    return pairs
+    seen = np.flatnonzero(np.concatenate([contrast for contrast, _own in parts]) >= MIN_CONTRAST)
+    turned = np.concatenate([own for _contrast, own in parts], axis=1)[:, seen]
+    hashes = turned[0]
+    _, codes = np.unique(np.asarray(keys)[seen], return_inverse=True)
+    buckets = [_Buckets.of(hashes, quarter) for quarter in range(_QUARTERS)]
+    found: list[NDArray[np.int64]] = []
+    for start in range(0, len(seen), chunk):
+        own = np.arange(start, min(start + chunk, len(seen)))
+        near = [
+            pairs
+            for bucket in buckets
+            for side in turned
+            for pairs in _near(bucket, hashes, side, own, codes)
+        ]
+        found.append(_confirm(_unique_pairs(near, len(seen)), thumbs, seen))
+    pairs = seen[_unique_pairs(found, len(seen))]
+    return [(first, second) for first, second in pairs.tolist()]
 
 
 def symmetries(pictures: NDArray[np.float32]) -> list[NDArray[np.float32]]:
@@ -266,30 +292,99 @@ def unique_names(stems: Sequence[str], paths: Sequence[str]) -> list[str]:
     return names
 
 
-def _original(path: str) -> str:
+def _originals(paths: Sequence[str]) -> list[str]:
+    """The original that each photo is a copy of: place and stem without what tools add."""
+    stems = [_stem(path) for path in paths]
+    uploads = [_UPLOAD.match(stem) for stem in stems]
+    prefixes = {upload["upload"] for upload in uploads if upload}
+    # Label Studio puts eight random signs before every name; a date may look like them, many do not.
+    if any(not prefix.isdecimal() for prefix in prefixes) and 2 * len(prefixes) > len(paths):
+        stems = [
+            stem[upload.end() :] if upload else stem
+            for stem, upload in zip(stems, uploads, strict=True)
+        ]
+    return ["/".join([*_folders(path), stem]) for path, stem in zip(paths, stems, strict=True)]
+
+
+def _stem(path: str) -> str:
     pure = PurePosixPath(path)
     stem = pure.name[: -len(pure.suffix)] if pure.suffix else pure.name
     roboflow = _ROBOFLOW.match(stem)
-    if roboflow:
-        stem = _ROBOFLOW_SUFFIX.sub("", roboflow["original"])
-    place = [part for part in pure.parts[:-1] if part.lower() not in LAYOUT_WORDS]
-    return "/".join([*place, stem])
+    return _ROBOFLOW_SUFFIX.sub("", roboflow["original"]) if roboflow else stem
+
+
+def _folders(path: str) -> list[str]:
+    parts = PurePosixPath(path).parts[:-1]
+    return [part for part in parts if part.lower() not in LAYOUT_WORDS]
 
 
 def _frames(originals: Sequence[str]) -> list[str]:
     """The frame of each original: without tile offsets, where the numbers look like offsets."""
-    tiles = [_TILE.match(original) for original in originals]
+    named = _slices(originals)
+    named.update(
+        (original, found["frame"]) for original in originals if (found := _GRID.match(original))
+    )
+    tiles = [None if original in named else _TILE.match(original) for original in originals]
     steps: dict[str, int] = defaultdict(int)
     for tile in tiles:
         if tile:
-            shape = re.sub(r"\d+", "#", tile["frame"])
+            shape = _shape(tile["frame"])
             steps[shape] = math.gcd(steps[shape], int(tile["x"]), int(tile["y"]))
     frames = []
     for original, tile in zip(originals, tiles, strict=True):
-        step = steps[re.sub(r"\d+", "#", tile["frame"])] if tile else 1
+        step = steps[_shape(tile["frame"])] if tile else 1
         is_offset = tile is not None and (step == 0 or step >= MIN_TILE_STEP)
-        frames.append(tile["frame"] if tile and is_offset else original)
+        frames.append(tile["frame"] if tile and is_offset else named.get(original, original))
     return frames
+
+
+def _slices(originals: Sequence[str]) -> dict[str, str]:
+    """Original -> frame, where four numbers end all names of a kind and span tiles of one size."""
+    found = [(original, match) for original in originals if (match := _SLICE.match(original))]
+    sizes: dict[str, set[tuple[int, int]]] = defaultdict(set)
+    for _original, match in found:
+        x1, y1, x2, y2 = (int(match[edge]) for edge in ("x1", "y1", "x2", "y2"))
+        sizes[_shape(match["frame"])].add((x2 - x1, y2 - y1))
+    return {
+        original: match["frame"]
+        for original, match in found
+        if len(own := sizes[_shape(match["frame"])]) == 1 and min(min(own)) >= MIN_TILE_STEP
+    }
+
+
+def _shape(name: str) -> str:
+    """A name without its numbers: what the frames of one survey have in common."""
+    return re.sub(r"\d+", "#", name)
+
+
+def _timed(
+    frames: Sequence[str],
+    numbered: Mapping[str, tuple[str, int] | None],
+    taken: Sequence[Taken | None],
+) -> dict[str, Taken]:
+    """Time and place of the frames to group by them: those of counters that know it of all frames.
+
+    Half a counter by its numbers and half by the clock would part neighbours.
+    """
+    known = {frame: own for frame, own in zip(frames, taken, strict=False) if own is not None}
+    untimed = {found[0] for frame, found in numbered.items() if found and frame not in known}
+    return {
+        frame: own
+        for frame, own in known.items()
+        if (found := numbered[frame]) is None or found[0] not in untimed
+    }
+
+
+def _flight_spans(taken: Mapping[str, Taken], longest: int) -> dict[str, tuple[str, str]]:
+    """Frame -> its block and its flight, named by the time so that they sort."""
+    spans = {}
+    for flight in find_flights(taken):
+        whole = f"{taken[flight[0]].describe()} {flight[0]}"
+        for part in _parts([taken[frame].time for frame in flight], longest):
+            block = [flight[place] for place in part]
+            name = f"{taken[block[0]].describe()} {block[0]}"
+            spans.update(dict.fromkeys(block, (name, whole)))
+    return spans
 
 
 def _number(frame: str) -> tuple[str, int] | None:
@@ -320,15 +415,19 @@ def _chains(numbers: Sequence[int]) -> list[list[int]]:
 
 
 def _blocks(chain: Sequence[int], longest: int) -> list[Sequence[int]]:
-    """Cut a chain into blocks of half to all of ``longest``, each cut at the widest gap in reach."""
-    blocks = []
-    rest = chain
-    while len(rest) > longest:
-        reach = range(max(1, longest // 2), longest + 1)
-        cut = max(reach, key=lambda place: (rest[place] - rest[place - 1], place))
-        blocks.append(rest[:cut])
-        rest = rest[cut:]
-    return [*blocks, rest]
+    return [chain[part.start : part.stop] for part in _parts(chain, longest)]
+
+
+def _parts(numbers: Sequence[float], longest: int) -> list[range]:
+    """Cut a row into parts of half to all of ``longest``, each cut at the widest gap in reach."""
+    parts = []
+    start = 0
+    while len(numbers) - start > longest:
+        reach = range(start + max(1, longest // 2), start + longest + 1)
+        cut = max(reach, key=lambda place: (numbers[place] - numbers[place - 1], place))
+        parts.append(range(start, cut))
+        start = cut
+    return [*parts, range(start, len(numbers))]
 
 
 def _span(sequence: str, numbers: Sequence[int]) -> str:
@@ -363,6 +462,99 @@ def _details(grey: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(detail / np.maximum(length, 1e-6), dtype=np.float32)
 
 
-def _correlation(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """The best correlation of two normalised thumbnails over the eight symmetries of one."""
-    return max(float((first * turn[0]).sum()) for turn in symmetries(second[None]))
+def _look(thumbs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.uint64]]:
+    """Contrast ``(n,)`` of thumbnails, and the hashes of their eight symmetries ``(8, n)``."""
+    grey = thumbs.astype(np.float32)
+    hashes = np.stack([_hashes(symmetry) for symmetry in symmetries(grey)])
+    return np.asarray(grey.std(axis=(1, 2))), hashes
+
+
+@dataclass(frozen=True, slots=True)
+class _Buckets:
+    """Photos by one quarter of their hash: ``order[starts[value] : starts[value + 1]]``.
+
+    Attributes:
+        shift: Place of the quarter in the hash, in bits.
+        order: Positions, by the value of their quarter.
+        starts: ``(65536,)``.
+        counts: Photos in each bucket, ``(65536,)``.
+        masks: What to flip in a quarter to reach every neighbouring bucket.
+    """
+
+    shift: int
+    order: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    masks: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, hashes: NDArray[np.uint64], quarter: int) -> _Buckets:
+        shift = quarter * _QUARTER_BITS
+        values = _quarter(hashes, shift)
+        counts = np.bincount(values, minlength=1 << _QUARTER_BITS)
+        # Three bits off in each of the first three quarters leave one for the last.
+        radius, rest = divmod(HASH_DISTANCE, _QUARTERS)
+        off = radius if quarter <= rest else radius - 1
+        bits = [
+            sum(1 << bit for bit in flipped)
+            for number in range(off + 1)
+            for flipped in itertools.combinations(range(_QUARTER_BITS), number)
+        ]
+        return cls(
+            shift,
+            np.argsort(values, kind="stable"),
+            np.cumsum(counts) - counts,
+            counts,
+            np.array(bits, dtype=np.int64),
+        )
+
+
+def _quarter(hashes: NDArray[np.uint64], shift: int) -> NDArray[np.int64]:
+    mask = np.uint64((1 << _QUARTER_BITS) - 1)
+    return np.asarray((hashes >> np.uint64(shift)) & mask, dtype=np.int64)
+
+
+def _near(
+    buckets: _Buckets,
+    hashes: NDArray[np.uint64],
+    turned: NDArray[np.uint64],
+    own: NDArray[np.int64],
+    codes: NDArray[np.int64],
+) -> Iterator[NDArray[np.int64]]:
+    """Pairs ``(n, 2)`` of an earlier photo and one of ``own``, turned, that are near by their hash."""
+    values = (_quarter(turned[own], buckets.shift)[:, None] ^ buckets.masks[None, :]).ravel()
+    asking = np.flatnonzero(buckets.counts[values])
+    values = values[asking]
+    ends = np.cumsum(buckets.counts[values])
+    # A bucket may hold very many photos (all of a calm sea): never more pairs at once than these.
+    cuts = np.searchsorted(ends, np.arange(_PAIRS, ends[-1:].sum(), _PAIRS))
+    for part in np.split(np.arange(len(asking)), cuts):
+        number = buckets.counts[values[part]]
+        within = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number)
+        first = buckets.order[np.repeat(buckets.starts[values[part]], number) + within]
+        second = own[np.repeat(asking[part] // len(buckets.masks), number)]
+        near = (first < second) & (codes[first] != codes[second])
+        first, second = first[near], second[near]
+        near = np.bitwise_count(hashes[first] ^ turned[second]) <= HASH_DISTANCE
+        yield np.stack([first[near], second[near]], axis=1)
+
+
+def _unique_pairs(pairs: Sequence[NDArray[np.int64]], number: int) -> NDArray[np.int64]:
+    together = np.concatenate([np.empty((0, 2), dtype=np.int64), *pairs])
+    codes = np.unique(together[:, 0] * number + together[:, 1])
+    return np.stack([codes // number, codes % number], axis=1)
+
+
+def _confirm(
+    pairs: NDArray[np.int64], thumbs: NDArray[np.uint8], seen: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The pairs whose thumbnails correlate, in the best of the eight symmetries."""
+    kept = [np.empty((0, 2), dtype=np.int64)]
+    for start in range(0, len(pairs), _CONFIRMED):
+        some = pairs[start : start + _CONFIRMED]
+        first, second = (_details(thumbs[seen[side]].astype(np.float32)) for side in some.T)
+        best = np.full(len(some), -1.0, dtype=np.float32)
+        for turned in symmetries(second):
+            best = np.maximum(best, np.einsum("nij,nij->n", first, turned))
+        kept.append(some[best >= CORRELATION])
+    return np.concatenate(kept)
