@@ -5,11 +5,12 @@ Synthetic pictures only ever enter train (`require_train`).
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,14 @@ class Member:
     classes: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a photo stands: its group and its split."""
+
+    group: str
+    split: Split
+
+
 def require_train(source: Source, split: Split, image_id: str) -> None:
     """Refuse a picture that was made, not photographed, anywhere but in train.
 
@@ -52,7 +61,12 @@ def require_train(source: Source, split: Split, image_id: str) -> None:
 
 
 def plan_splits(
-    members: Sequence[Member], *, val_fraction: float, test_fraction: float, seed: int
+    members: Sequence[Member],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    fixed: Mapping[str, Split] | None = None,
 ) -> dict[str, Split]:
     """A split for each group, close to the wanted shares of photos, empty photos and animals.
 
@@ -67,6 +81,7 @@ def plan_splits(
         val_fraction: Share of val, in 0..1.
         test_fraction: Share of test, in 0..1.
         seed: Of the order among equals, and of the direction of runs.
+        fixed: Groups whose split stands already; the others are dealt out beside them.
 
     Raises:
         SynthdetError: Fewer than three groups, or no room for train.
@@ -87,16 +102,83 @@ def plan_splits(
     features = _features(members, groups)
     targets = np.array([shares[split] for split in SPLITS])[:, None]
     rng = np.random.default_rng(seed)
-    planned: dict[str, Split] = {}
+    planned: dict[str, Split] = dict(fixed or {})
     units: list[list[str]] = []
-    for chain, broken in _chains(members, groups, features, shares["train"]):
+    for chain, broken in _chains(members, groups, features, shares["train"], planned):
         if broken and len(chain) >= len(SPLITS):
             planned.update(_runs(chain, val_fraction, test_fraction, rng))
         else:
             units.extend([[group] for group in chain] if broken else [chain])
     _deal(units, planned, groups, features, targets, rng)
-    _fill_empty(planned, groups, features)
+    _fill_empty(planned, groups, features, fixed or {})
     return planned
+
+
+def plan_additions(
+    members: Sequence[Member],
+    close: Sequence[str],
+    known: Sequence[Place | None],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> list[Place | None]:
+    """Places for photos that were added to a survey; those that have one keep it.
+
+    A new photo goes where its kin stand: those it is close to, else those of its group, else those of
+    its chain (the nearest of them, where they stand in several splits). What has no kin is dealt out
+    as `plan_splits` does, to bring the whole closest to the wanted shares.
+
+    Args:
+        members: All photos, with the groups and chains that they form now, old and new together.
+        close: For each photo the key that it shares with copies, tiles of one frame and near-duplicates.
+            Photos of one key are of one group.
+        known: Where each photo stood before; None for a new one.
+        val_fraction: Share of val, in 0..1.
+        test_fraction: Share of test, in 0..1.
+        seed: Of the order among equals.
+
+    Returns:
+        A place for each photo; None for a new one that is close to photos of two splits: wherever it
+        went, it would leak.
+    """
+    places = list(known)
+    splits_of = _places_by(close, known)
+    undecided = []
+    for number, place in enumerate(known):
+        if place is None:
+            kin = splits_of.get(close[number], [])
+            if not kin:
+                undecided.append(number)
+            elif len({own.split for own in kin}) == 1:
+                places[number] = kin[0]
+    names = {own.group: own.split for own in known if own is not None}
+    by_kin: dict[str, Place] = {}
+    groups = {}
+    for number, near, of_group in _nearest(members, known, undecided):
+        group = members[number].group
+        if near is None:
+            groups[number] = _free_name(group, None, names)
+        elif of_group:
+            places[number] = by_kin.setdefault(f"close {close[number]}", near)
+        else:  # a group of its own, and all of it into one split
+            beside = Place(_free_name(group, near.split, names), near.split)
+            places[number] = by_kin.setdefault(f"group {group}", beside)
+    present = [
+        replace(member, group=place.group if place else groups[number])
+        for number, (member, place) in enumerate(zip(members, places, strict=True))
+        if place or number in groups
+    ]
+    planned = plan_splits(
+        present,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        fixed={own.group: own.split for own in places if own is not None},
+    )
+    for number, group in groups.items():
+        places[number] = Place(group, planned[group])
+    return places
 
 
 def find_leaks(levels: Mapping[str, Sequence[str]], splits: Sequence[Split]) -> dict[str, int]:
@@ -199,18 +281,20 @@ def _chains(
     groups: Sequence[str],
     features: NDArray[np.float64],
     train_share: float,
+    fixed: Mapping[str, Split],
 ) -> list[tuple[list[str], bool]]:
-    """Groups of each chain in order, and whether the chain has to be broken."""
+    """Groups of each chain in order, those that are not fixed, and whether it has to be broken."""
     chain_of = {member.group: member.chain for member in members}
     chains: dict[str, list[str]] = defaultdict(list)
     share: dict[str, float] = defaultdict(float)
     for number, group in enumerate(groups):
         chains[chain_of[group]].append(group)
         share[chain_of[group]] += float(features[number, 0])
-    few = len(chains) < len(SPLITS)
+    few = len(chains) < len(SPLITS) and not fixed
     return [
-        (chain, len(chain) > 1 and (few or share[name] > train_share))
+        (free, len(free) > 1 and (few or share[name] > train_share))
         for name, chain in chains.items()
+        if (free := [group for group in chain if group not in fixed])
     ]
 
 
@@ -276,16 +360,66 @@ def _cost(
 
 
 def _fill_empty(
-    planned: dict[str, Split], groups: Sequence[str], features: NDArray[np.float64]
+    planned: dict[str, Split],
+    groups: Sequence[str],
+    features: NDArray[np.float64],
+    fixed: Mapping[str, Split],
 ) -> None:
-    """Give a split that got nothing the smallest group of the split that has most."""
+    """Give a split that got nothing the smallest free group of the split that has most of them."""
     for split in SPLITS:
         if split in planned.values():
             continue
-        count = Counter(planned.values())
+        count = Counter(own for group, own in planned.items() if group not in fixed)
         richest = max(SPLITS, key=lambda own: count[own])
-        smallest = min(
-            (number for number, group in enumerate(groups) if planned[group] == richest),
-            key=lambda number: float(features[number].max()),
-        )
+        free = [
+            number
+            for number, group in enumerate(groups)
+            if group not in fixed and planned[group] == richest
+        ]
+        if not free:
+            raise SynthdetError(
+                f"no photo is left in {split}, and none of the others may move there: "
+                "set another prepare.seed for new splits"
+            )
+        smallest = min(free, key=lambda number: float(features[number].max()))
         planned[groups[smallest]] = split
+
+
+def _places_by(keys: Sequence[str], known: Sequence[Place | None]) -> dict[str, list[Place]]:
+    places: dict[str, list[Place]] = defaultdict(list)
+    for key, place in zip(keys, known, strict=True):
+        if place is not None:
+            places[key].append(place)
+    return places
+
+
+def _nearest(
+    members: Sequence[Member], known: Sequence[Place | None], wanted: Sequence[int]
+) -> Iterator[tuple[int, Place | None, bool]]:
+    """For each new photo the place of its nearest known kin, and whether that is of its own group."""
+    order = sorted(
+        range(len(members)),
+        key=lambda number: [
+            _natural(key) for key in (members[number].group, members[number].original)
+        ],
+    )
+    rank = {number: place for place, number in enumerate(order)}
+    settled: dict[str, list[int]] = defaultdict(list)  # ranks of the known, by group and by chain
+    for place, number in enumerate(order):
+        if known[number] is not None:
+            settled[f"group {members[number].group}"].append(place)
+            settled[f"chain {members[number].chain}"].append(place)
+    for number in wanted:
+        own = settled.get(f"group {members[number].group}")
+        kin = own or settled.get(f"chain {members[number].chain}")
+        if not kin:
+            yield number, None, False
+            continue
+        after = bisect.bisect(kin, rank[number])
+        nearest = min(kin[max(0, after - 1) : after + 1], key=lambda one: abs(one - rank[number]))
+        yield number, known[order[nearest]], bool(own)
+
+
+def _free_name(group: str, split: Split | None, names: Mapping[str, Split]) -> str:
+    """A name for a new group that does not stand for an old one in another split."""
+    return group if names.get(group, split) == split else f"{group} (added)"

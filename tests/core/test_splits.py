@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from synthdet.core.splits import (
     Member,
+    Place,
     find_leaks,
     limit_train,
+    plan_additions,
     plan_splits,
     require_train,
     touching,
@@ -135,3 +140,112 @@ def test_a_limit_takes_whole_groups_first_and_some_animals():
     assert sorted(taken.values()) == [2, 4, 4]
     assert any(members[number].classes for number in chosen)
     assert limit_train(members, 100, seed=1) == set(range(24))
+
+
+# --- photos that are added ------------------------------------------------------------------------
+
+
+def add(
+    members: list[Member], known: list[Place | None], close: list[str] | None = None
+) -> list[Place | None]:
+    keys = close or [own.original for own in members]
+    return plan_additions(members, keys, known, val_fraction=0.15, test_fraction=0.25, seed=0)
+
+
+def places_of(members: list[Member]) -> list[Place | None]:
+    planned = plan(members)
+    return [Place(own.group, planned[own.group]) for own in members]
+
+
+@st.composite
+def surveys(draw: st.DrawFn) -> tuple[list[Member], list[bool]]:
+    """Photos of groups in chains, some of them copies; and which of them are there from the start."""
+    members, old = [], []
+    for chain in range(draw(st.integers(3, 7))):
+        for block in range(draw(st.integers(1, 3))):
+            for photo in range(draw(st.integers(1, 4))):
+                name = f"c{chain}-{block}"
+                original = f"{name} {photo // draw(st.integers(1, 2))}"
+                animals = (0,) * draw(st.integers(0, 2))
+                members.append(Member(name, f"c{chain}", original, animals))
+                old.append(draw(st.booleans()))
+    return members, old
+
+
+@settings(max_examples=150, deadline=None)
+@given(surveys(), st.randoms(use_true_random=False))
+def test_added_photos_move_no_old_one_and_tear_no_group(survey, random):
+    members, old = survey
+    first = [own for own, is_old in zip(members, old, strict=True) if is_old]
+    if len({own.group for own in first}) < 3:
+        return
+    # Blocks were cut otherwise while photos lacked, as numbers of frames do.
+    chains: dict[str, str] = {}
+    before = [
+        replace(own, group=chains.setdefault(own.chain, own.group))
+        if random.random() < 0.3
+        else own
+        for own in first
+    ]
+    of_original = {own.original: own.group for own in before}
+    before = [replace(own, group=of_original[own.original]) for own in before]
+    if len({own.group for own in before}) < 3:
+        return
+    stood = iter(places_of(before))
+    known = [next(stood) if is_old else None for is_old in old]
+    places = add(members, known)
+    splits: dict[str, set[str]] = {}
+    kin: dict[str, set[str]] = {}
+    for member, place, earlier in zip(members, places, known, strict=True):
+        assert place is not None
+        assert earlier in (None, place)
+        splits.setdefault(place.group, set()).add(place.split)
+        kin.setdefault(member.original, set()).add(place.split)
+    assert all(len(own) == 1 for own in (*splits.values(), *kin.values()))
+    assert set(plan(members).values()) == {"train", "val", "test"}
+    assert add(members, places) == places
+
+
+def test_new_groups_are_dealt_to_where_they_lack():
+    old = [member(f"old{number}") for number in range(10)]
+    known = [
+        Place(own.group, "train" if n < 8 else ("val", "test")[n - 8]) for n, own in enumerate(old)
+    ]
+    new = [member(f"new{number}") for number in range(10)]
+    places = add(old + new, [*known, *[None] * 10])
+    assert places[:10] == known
+    count = Counter(place.split for place in places)
+    assert count["train"] == pytest.approx(12, abs=1)
+    assert count["test"] == pytest.approx(5, abs=1)
+
+
+def test_a_new_photo_goes_where_its_kin_are():
+    members = [
+        member("a", chain="x"), member("b", chain="x"), member("c"), member("d"),
+        member("a", chain="x"), member("A", chain="x"), member("b5", chain="x"),
+    ]  # fmt: skip
+    known = [Place("a", "train"), Place("b", "test"), Place("c", "val"), Place("d", "train")]
+    places = add(members, [*known, None, None, None])
+    assert places[4:] == [Place("a", "train"), Place("A", "train"), Place("b5", "test")]
+
+
+def test_a_new_photo_close_to_two_splits_is_left_out():
+    members = [member(group) for group in "abcd"]
+    known = [Place("a", "train"), Place("b", "test"), Place("c", "val"), None]
+    assert add(members, known, ["k", "k", "c", "k"])[3] is None
+    assert add(members, known, ["k", "b", "c", "k"])[3] == Place("a", "train")
+
+
+def test_a_name_that_an_old_group_has_in_another_split_is_not_taken():
+    old = [member("f1"), member("v"), member("t")]
+    known = [Place("f2", "train"), Place("v", "val"), Place("t", "test")]
+    places = add([*old, member("f2")], [*known, None])
+    assert places[3] is not None
+    assert places[3].group == "f2 (added)"
+
+
+def test_an_emptied_split_is_told():
+    members = [member(group) for group in "abc"]
+    known = [Place("a", "train"), Place("b", "train"), Place("c", "val")]
+    with pytest.raises(SynthdetError, match=r"no photo is left in test.*prepare\.seed"):
+        add(members, list(known))
