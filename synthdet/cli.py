@@ -122,7 +122,8 @@ def init(
         Path | None, typer.Option(help="Annotations, where they are not beside the photos.")
     ] = None,
     format: Annotated[  # noqa: A002 - the option's name
-        str, typer.Option(help="Annotation format: auto, yolo or coco.")
+        str,
+        typer.Option(help="Annotation format: auto, yolo, coco, voc, labelme, cvat or csv."),
     ] = "auto",
     assignments: SetOption = None,
 ) -> None:

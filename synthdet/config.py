@@ -21,6 +21,10 @@ from synthdet.errors import SynthdetError
 
 RUN_FOLDER_VERSION = 1
 Calibrated = Literal["calibrated"]
+CsvKey = Literal[
+    "file", "class", "x1", "y1", "x2", "y2", "x", "y", "cx", "cy", "w", "h", "xywh",
+    "image_width", "image_height",
+]  # fmt: skip
 
 
 def _decision(default: Any, **bounds: Any) -> Any:
@@ -58,9 +62,11 @@ class PrepareConfig(Section):
     photos: Path | None = None
     """Folder with the annotated photos. Read only, never changed."""
     labels: Path | None = None
-    """Annotation file or folder, where it cannot be found beside the photos."""
-    format: Literal["auto", "yolo", "coco"] = "auto"
+    """Annotation file or folder, or a pattern like `labels/*_boxes.csv`, where it cannot be found beside the photos."""
+    format: Literal["auto", "yolo", "coco", "voc", "labelme", "cvat", "csv"] = "auto"
     """How the annotations are written. `auto` recognises it and says what it found."""
+    csv: dict[CsvKey, str] | None = None
+    """Which column of a CSV is what, where its name does not tell: `{file: photo, class: species, x1: left, y1: top, x2: right, y2: bottom}`, or `x, y, w, h`, `cx, cy, w, h`, or `xywh` for one column with four numbers."""
     classes: dict[str, str | None] | None = None
     """Class name in the annotations -> name to use; two to one name merges, null drops, `'*'` is every name not listed. Names that are not mentioned are kept."""
     unlabelled: Literal["error", "ignore", "negative"] = "error"
@@ -71,8 +77,10 @@ class PrepareConfig(Section):
     """Share of the photos, by whole groups, for val, where new splits are made."""
     test_fraction: float = Field(0.25, gt=0, lt=1)
     """Share of the photos, by whole groups, for test, where new splits are made."""
+    group_by: Literal["auto", "names", "folder"] = "auto"
+    """What is a group, where no metadata and no `group_pattern` says so: `auto`, the flight, by time and place in EXIF or else by file names; `names` leaves EXIF aside (a camera whose clock was wrong); `folder`, the folder a photo lies in. Near-duplicates are joined in any case."""
     group_pattern: str | None = None
-    """Regular expression on the photo's path; its first capture (or the whole match) is the group. Without it, groups come from metadata, file names and near-duplicates."""
+    """Regular expression on the photo's path; its first capture (or the whole match) is the group."""
     frames_per_group: int = Field(20, ge=1)
     """Consecutive frames of one flight that form a group, where file names carry frame numbers: neighbours overlap."""
     few_groups: Literal["error", "allow"] = "error"

@@ -406,7 +406,8 @@ def init_run(
     fields["prepare"]["labels"] = str(labels.resolve()) if labels else fields["prepare"]["labels"]
     fields["prepare"]["format"] = annotation_format
     settings = set_values(make_config(fields, where="synthdet init"), assignments)
-    found = prepare.recognise(photos, labels, annotation_format)
+    own = settings.prepare
+    found = prepare.recognise(photos, own.labels, own.format, own.csv)
     reporter.close("init", found.describe())
     header = f"# Settings of this run, from {path.name}. After a change: synthdet run {run}\n"
     return Workspace.make(run, settings, header=header)

@@ -287,7 +287,7 @@ def test_errors_are_one_line_that_says_what_to_do(
     )
     photos = str(tmp_path / "photos")
     assert "prepare.format" in refuse(
-        monkeypatch, capsys, "init", new, "--photos", photos, "--format", "voc"
+        monkeypatch, capsys, "init", new, "--photos", photos, "--format", "tfrecord"
     )
     assert not Path(new).exists()
 

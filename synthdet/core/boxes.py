@@ -6,12 +6,16 @@ All boxes are ``xyxy`` in pixels; a picture of width ``w`` and height ``h`` is `
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 from synthdet.core.records import XYXY, Box
 
 MIN_SIDE = 1.0
 """A box with a side below this many pixels, after clipping, is degenerate."""
+_SAME = 1.0
+"""Two boxes of a class whose edges all lie within this many pixels were drawn twice."""
+_SPAN, _SHARE = 0.95, 0.5
 
 
 def area(xyxy: XYXY) -> float:
@@ -78,7 +82,7 @@ def check_boxes(
     """
     kept: list[Box] = []
     dropped: list[tuple[Box, str]] = []
-    seen: set[tuple[int, XYXY]] = set()
+    seen: dict[tuple[int, int, int], list[XYXY]] = defaultdict(list)
     for box in boxes:
         if not all(math.isfinite(value) for value in box.xyxy):
             dropped.append((box, "is not made of finite numbers"))
@@ -86,17 +90,42 @@ def check_boxes(
         x1, x2 = sorted((box.xyxy[0], box.xyxy[2]))
         y1, y2 = sorted((box.xyxy[1], box.xyxy[3]))
         clipped = clip((x1, y1, x2, y2), width, height)
-        key = (box.class_id, clipped)
         if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
             dropped.append((box, "lies outside the photo"))
         elif clipped[2] - clipped[0] < MIN_SIDE or clipped[3] - clipped[1] < MIN_SIDE:
             dropped.append((box, "is thinner than a pixel"))
-        elif key in seen:
+        elif _is_twin(clipped, box.class_id, seen):
             dropped.append((box, "is there twice"))
         else:
-            seen.add(key)
+            seen[box.class_id, int(clipped[0]), int(clipped[1])].append(clipped)
             kept.append(Box(xyxy=clipped, class_id=box.class_id))
     return kept, dropped
+
+
+def _is_twin(
+    xyxy: XYXY, class_id: int, seen: Mapping[tuple[int, int, int], Sequence[XYXY]]
+) -> bool:
+    """Whether nearly the same box was seen; ``seen`` is by class and whole pixel of the corner."""
+    column, row = int(xyxy[0]), int(xyxy[1])
+    return any(
+        all(abs(own - other) <= _SAME for own, other in zip(xyxy, twin, strict=True))
+        for x in (column - 1, column, column + 1)
+        for y in (row - 1, row, row + 1)
+        for twin in seen.get((class_id, x, y), ())
+    )
+
+
+def fills_photo(xyxy: XYXY, width: float, height: float) -> bool:
+    """Whether a box marks nearly the whole photo rather than an animal in it.
+
+    It spans 95 % of the width or of the height, and covers half of the photo.
+
+    Examples:
+        >>> fills_photo((0, 10, 640, 480), 640, 480), fills_photo((0, 10, 640, 90), 640, 480)
+        (True, False)
+    """
+    spans = xyxy[2] - xyxy[0] >= _SPAN * width or xyxy[3] - xyxy[1] >= _SPAN * height
+    return spans and area(xyxy) >= _SHARE * width * height
 
 
 def to_upright(xyxy: XYXY, orientation: int, width: float, height: float) -> XYXY:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -12,7 +12,7 @@ from synthdet.errors import SynthdetError
 OTHERS: Final = "*"
 """Key of ``prepare.classes`` that stands for every name not listed."""
 _POSITION = re.compile(r"[-+\d][-+\d.,;:°'\" NSEW/]*", re.IGNORECASE)
-_MANY_POSITIONS: Final = 10
+_MANY: Final = 10
 
 
 def plan_classes(
@@ -43,8 +43,8 @@ def plan_classes(
         raise SynthdetError(
             f"prepare.classes names {unknown[0]!r}, which the annotations do not have; they have {_listed(names)}"
         )
-    _refuse_twins(names, counts, mapping)
     _refuse_positions(names, counts, mapping)
+    _refuse_twins(names, counts, mapping)
     wanted = [mapping.get(name, mapping.get(OTHERS, name)) for name in names]
     class_names: list[str] = []
     for name in wanted:
@@ -58,36 +58,64 @@ def plan_classes(
 def _refuse_twins(
     names: Sequence[str], counts: Sequence[int], mapping: Mapping[str, str | None]
 ) -> None:
-    boxes: dict[str, list[int]] = defaultdict(list)
+    """Categories of one name, or of names that differ in capitals, blanks and signs alone."""
+    alike: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for name, count in zip(names, counts, strict=True):
-        boxes[name].append(count)
-    for name, own in boxes.items():
-        if len(own) > 1 and name not in mapping and OTHERS not in mapping:
+        alike[_plain(name)].append((name, count))
+    for own in alike.values():
+        untold = [name for name, _count in own if name not in mapping]
+        if len(own) < 2 or not untold or OTHERS in mapping:
+            continue
+        boxes = ", ".join(f"{count} boxes" for _name, count in own)
+        most = max(own, key=lambda one: one[1])[0]
+        spelt = sorted({name for name, _count in own})
+        if len(spelt) == 1:
             raise SynthdetError(
-                f"{len(own)} categories have the same name {name!r} ({', '.join(f'{count} boxes' for count in own)}): "
-                f"make them one with prepare.classes={{{name}: {name}}}"
+                f"{len(own)} categories have the same name {most!r} ({boxes}): "
+                f"make them one with prepare.classes={{{most}: {most}}}"
             )
+        told = ", ".join(f"{name!r} {count} boxes" for name, count in own)
+        raise SynthdetError(
+            f"{len(own)} categories differ only in how they are written ({told}): make them one with prepare.classes="
+            f"{{{', '.join(f'{name!r}: {most!r}' for name in spelt)}}}"
+        )
+
+
+def _plain(name: str) -> str:
+    """A name without capitals, blanks and signs; as it is where nothing would be left."""
+    return re.sub(r"[\W_]+", "", name.casefold()) or name
 
 
 def _refuse_positions(
     names: Sequence[str], counts: Sequence[int], mapping: Mapping[str, str | None]
 ) -> None:
+    """Many categories that are really one: positions, or one word with numbers."""
     if mapping:
         return
     positions = [number for number, name in enumerate(names) if _POSITION.fullmatch(name)]
-    if len(positions) < _MANY_POSITIONS or len(positions) * 2 < len(names):
-        return
-    others = [
-        f"{names[number]!r} {counts[number]} boxes"
-        for number in range(len(names))
-        if number not in positions
-    ]
-    boxes = sum(counts[number] for number in positions)
-    raise SynthdetError(
-        f"{len(positions)} of {len(names)} categories look like positions, not animals (like {names[positions[0]]!r}; "
-        f"{boxes} boxes; the others: {', '.join(others[:3]) or 'none'}): say what they are with prepare.classes, "
-        "like {'*': seal} for all, or {'*': null, seal: seal} to drop them"
-    )
+    stems = [_without_numbers(name) for name in names]
+    (stem, _number), *_others = Counter(filter(None, stems)).most_common(1) or [("", 0)]
+    counted = [number for number, own in enumerate(stems) if own and own == stem]
+    for many, what, one in (
+        (positions, "look like positions, not animals", ""),
+        (counted, f"are {stem!r} with a number", stem),
+    ):
+        if len(many) < _MANY or len(many) * 2 < len(names):
+            continue
+        boxes = sum(counts[number] for number in many)
+        others = [number for number in range(len(names)) if number not in set(many)]
+        told = ", ".join(f"{names[number]!r} {counts[number]} boxes" for number in others[:3])
+        name = names[max(others, key=lambda number: counts[number])] if others else "seal"
+        rest = f", or {{'*': {one or 'null'}, {name}: {name}}} to {'keep the others' if one else 'drop them'}"
+        raise SynthdetError(
+            f"{len(many)} of {len(names)} categories {what} (like {names[many[0]]!r}; {boxes} boxes; the others: "
+            f"{told or 'none'}): say what they are with prepare.classes, like {{'*': {one or name}}} for all{rest if others else ''}"
+        )
+
+
+def _without_numbers(name: str) -> str:
+    """A name without the digits in it, where there are any, and the blanks and signs around them."""
+    return re.sub(r"[\W_]*\d+[\W_]*", "", name) if re.search(r"\d", name) else ""
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:

@@ -1,30 +1,49 @@
 """Which annotations lie beside the photos, for `prepare`: recognised, and read.
 
-Photos and labels find each other by name. Paths in a ``data.yaml`` are not followed: they are wrong
-more often than not, and the folders say the same.
+Photos and labels find each other by name (`synthdet.stages._pairs`). Paths in a ``data.yaml`` are not
+followed: they are wrong more often than not, and the folders say the same.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast, get_args
 
 import yaml
 
-from synthdet.core.formats.coco import CocoFile, from_coco, is_coco
+from synthdet.core.formats.annotated import SHARES, AnnotatedPhoto, AnnotationFile
+from synthdet.core.formats.coco import from_coco, is_coco
+from synthdet.core.formats.cvat import from_cvat, is_cvat
+from synthdet.core.formats.labelme import from_labelme, is_labelme
+from synthdet.core.formats.safe_xml import parse_xml
+from synthdet.core.formats.table import from_csv
+from synthdet.core.formats.voc import from_voc, is_voc
 from synthdet.core.formats.yolo import from_yolo_lines, names_from_text, names_from_yaml
-from synthdet.core.groups import LAYOUT_WORDS, given_split
+from synthdet.core.groups import given_split
 from synthdet.core.records import SPLITS, Box, Rejected, Split
 from synthdet.errors import SynthdetError
+from synthdet.stages._pairs import PhotoFinder, pair_files, relative
 from synthdet.stages._photos import PHOTO_SUFFIXES, Listing, list_files
 
-Format = Literal["yolo", "coco"]
+Format = Literal["yolo", "coco", "voc", "labelme", "cvat", "csv"]
+_FORMATS: Final[Mapping[Format, tuple[str, str]]] = {
+    "yolo": ("YOLO", "label file"),
+    "coco": ("COCO", "annotation file"),
+    "voc": ("Pascal VOC", "annotation file"),
+    "labelme": ("LabelMe", "annotation file"),
+    "cvat": ("CVAT", "annotation file"),
+    "csv": ("CSV", "table"),
+}
+_FILE_A_PHOTO: Final = ("voc", "labelme")
+_JSON: Final = ("coco", "labelme")
+_XML: Final = ("voc", "cvat")
 _NAME_FILES: Final = ("classes.txt", "obj.names", "names.txt", "_darknet.labels", "labels.txt")
-_OTHER_FORMATS: Final = (".xml", ".csv", ".json", ".txt")
+_SUFFIXES: Final = (".xml", ".csv", ".json", ".txt")
+_CHOICES: Final = ", ".join(get_args(Format))
 _METADATA: Final = "metadata.jsonl"
 
 
@@ -36,7 +55,7 @@ class Annotation:
         path: Of the photo, relative to the photos' folder.
         file: The annotation file, for messages.
         split: The split it was given, if any.
-        size_wh: The size in which the boxes are given; None for pixels of the upright photo.
+        size_wh: The size in which the boxes are given; `SHARES` of it; None for pixels of the upright photo.
         boxes: ``class_id`` is the position in `Annotations.names`.
         problems: What is wrong with single lines.
     """
@@ -72,19 +91,24 @@ class Recognised:
     Attributes:
         format: How the annotations are written.
         listing: The photos' folder.
-        labels: Photo -> its label file (YOLO).
-        coco: The annotation files, read (COCO), by path.
+        labels: Photo -> its own annotation file, where there is one a photo.
+        parsed: The annotation files, read, by path (all formats but YOLO).
+        broken: Annotation files that cannot be read -> why.
         names: Class number -> name (YOLO); None where no file tells.
+        names_file: Where those stand.
         files: Every file that was, or will be, read beside the photos.
+        besides: What else lies there and is not read, for people.
     """
 
     format: Format
     listing: Listing
     labels: dict[str, Path]
-    coco: dict[Path, CocoFile]
-    names: dict[int, str] | None
-    names_file: Path | None
-    files: tuple[Path, ...]
+    parsed: dict[Path, AnnotationFile] = field(default_factory=dict)
+    broken: dict[Path, str] = field(default_factory=dict)
+    names: dict[int, str] | None = None
+    names_file: Path | None = None
+    files: tuple[Path, ...] = ()
+    besides: str = ""
 
     def describe(self) -> str:
         """One line for people."""
@@ -92,74 +116,92 @@ class Recognised:
         splits = Counter(given_split(path) for path in photos)
         given = ", ".join(f"{split} {splits[split]:,}" for split in SPLITS if splits[split])
         where = f" ({given})" if given else ""
-        if self.format == "coco":
-            names = sorted({name for file in self.coco.values() for name in file.class_names})
-            kind = f"COCO, {_many(len(self.coco), 'annotation file')}"
-        else:
-            names = list((self.names or {}).values())
-            kind = f"YOLO, {_many(len(self.labels), 'label file')}"
+        word, noun = _FORMATS[self.format]
+        kind = f"{word}, {_many(len(self.parsed) or len(self.labels), noun)}"
+        names = list((self.names or {}).values()) or sorted(
+            {name for file in self.parsed.values() for name in file.class_names}
+        )
         classes = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        return f"{_many(len(photos), 'photo')}{where} with {kind}: {classes or 'classes without names'}"
+        broken = f"; {len(self.broken)} more cannot be read" if self.broken else ""
+        besides = f" ({self.besides})" if self.besides else ""
+        return f"{_many(len(photos), 'photo')}{where} with {kind}: {classes or 'classes without names'}{broken}{besides}"
 
 
-def recognise(photos: Path, labels: Path | None, format: str) -> Recognised:  # noqa: A002
+@dataclass(slots=True)
+class _Found:
+    """Annotation files of each format that were found, and those that cannot be read."""
+
+    listing: Listing
+    by_format: dict[Format, dict[Path, AnnotationFile]] = field(default_factory=dict)
+    broken: dict[Path, str] = field(default_factory=dict)
+
+    def add(self, format_: Format, path: Path, file: AnnotationFile) -> None:
+        self.by_format.setdefault(format_, {})[path] = file
+
+
+def recognise(
+    photos: Path,
+    labels: Path | None,
+    format: str,  # noqa: A002 - the setting's name
+    csv_columns: Mapping[Any, str] | None = None,
+) -> Recognised:
     """Find the photos of a folder and the annotations that belong to them.
 
     YOLO: a text file of the photo's name beside it, in a parallel folder ``labels``, or anywhere in the
-    labels folder given; names from a YAML file with ``names`` or a ``classes.txt``. COCO: any JSON file
-    with images, annotations and categories.
+    labels folder given; names from a YAML file with ``names`` or a ``classes.txt``. COCO, LabelMe,
+    Pascal VOC, CVAT: JSON and XML files with that content. CSV: a table with a column of photos and
+    columns of a box, looked for where there is nothing else, or where it is asked for.
 
     Args:
         photos: The photos' folder.
-        labels: ``prepare.labels``: a folder or a JSON file, where not beside the photos.
-        format: ``auto``, ``yolo`` or ``coco``.
+        labels: ``prepare.labels``: a folder, a file, or a pattern like ``labels/*_boxes.csv``, where the
+            annotations are not beside the photos.
+        format: ``auto``, or one of `Format`.
+        csv_columns: ``prepare.csv``.
 
     Raises:
-        SynthdetError: No photos, no annotations, both formats, or files that contradict each other.
+        SynthdetError: No photos, no annotations, several formats, or files that contradict each other.
     """
     if not photos.is_dir():
         raise SynthdetError(
             f"prepare.photos: {photos} is not a folder: name the one with your photos"
         )
-    if labels is not None and not labels.exists():
-        raise SynthdetError(
-            f"prepare.labels: {labels} does not exist: name the annotation file or folder"
-        )
     listing = list_files(photos)
     if not listing.photos:
+        others = f" ({listing.rejected[0].path} {listing.rejected[0].reason})" if listing.rejected else ""  # fmt: skip
         raise SynthdetError(
-            f"prepare.photos: {photos} holds no photos ({', '.join(PHOTO_SUFFIXES)}): name the folder that does"
+            f"prepare.photos: {photos} holds no photos ({', '.join(PHOTO_SUFFIXES)}){others}: name the folder that does"
         )
-    if labels is None:
-        label_listing = listing
-    elif labels.is_dir():
-        label_listing = list_files(labels)
-    else:
-        label_listing = Listing(labels.parent, (labels.name,), ())
-    coco = _find_coco(label_listing) if format in ("auto", "coco") else {}
-    found = (
-        _find_yolo(listing, label_listing, given=labels is not None)
-        if format in ("auto", "yolo")
-        else {}
-    )
-    if found and not coco:
-        _require_yolo(found)
+    label_listing, named = (listing, False) if labels is None else _list_labels(labels)
+    wanted = cast("tuple[Format, ...]", get_args(Format) if format == "auto" else (format,))
+    if named and format == "auto" and labels is not None:
+        wanted = tuple(one for one in wanted if one != "yolo")  # one text file labels no survey
+    found = _Found(label_listing)
+    _find_json(found, wanted)
+    _find_xml(found, wanted)
+    texts = _find_yolo(listing, label_listing, labels is not None) if "yolo" in wanted else {}
+    if texts and not found.by_format:
+        _require_yolo(texts)
+    finder = PhotoFinder(listing)
+    if format == "csv" or ("csv" in wanted and not found.by_format and not texts):
+        _find_csv(found, finder, csv_columns, asked=named or csv_columns is not None)
     place = labels or photos
-    if coco and found:
-        raise SynthdetError(
-            f"{place} holds both COCO ({', '.join(path.name for path in sorted(coco)[:3])}) and YOLO "
-            f"({_many(len(found), 'label file')}) annotations: set prepare.format to coco or yolo"
-        )
-    if not coco and not found:
-        raise SynthdetError(_nothing_found(place, label_listing, format))
+    kinds: list[Format] = [*(("yolo",) if texts else ()), *found.by_format]
+    if len(kinds) > 1:
+        raise SynthdetError(_several_found(place, kinds, texts, found))
+    if not kinds:
+        raise SynthdetError(_nothing_found(place, found, format))
     metadata = tuple(photos / path for path in listing.files if _is_metadata(path))
-    if coco:
-        files = (*sorted(coco), *metadata)
-        return Recognised("coco", listing, {}, coco, None, None, files)
-    names, names_file = _find_names(listing, label_listing)
-    named = (names_file,) if names_file else ()
-    files = (*(found[photo] for photo in sorted(found)), *named, *metadata)
-    return Recognised("yolo", listing, found, {}, names, names_file, files)
+    besides = _say_besides(label_listing, kinds[0])
+    if kinds[0] == "yolo":
+        names, names_file = _find_names(listing, label_listing)
+        more = (names_file,) if names_file else ()
+        files = (*(texts[photo] for photo in sorted(texts)), *more, *metadata)
+        return Recognised("yolo", listing, texts, {}, {}, names, names_file, files, besides)
+    parsed = found.by_format[kinds[0]]
+    pairs = _pair_parsed(kinds[0], parsed, found, listing, given=labels is not None)
+    files = (*sorted((*parsed, *found.broken)), *metadata)
+    return Recognised(kinds[0], listing, pairs, parsed, found.broken, None, None, files, besides)
 
 
 def read_annotations(recognised: Recognised, *, unnamed: bool) -> Annotations:
@@ -173,9 +215,19 @@ def read_annotations(recognised: Recognised, *, unnamed: bool) -> Annotations:
     Raises:
         SynthdetError: A class number beyond the names, or one photo annotated twice; names the file.
     """
-    if recognised.format == "coco":
-        return _read_coco(recognised)
-    return _read_yolo(recognised, unnamed=unnamed)
+    if recognised.format == "yolo":
+        annotations = _read_yolo(recognised, unnamed=unnamed)
+    else:
+        annotations = _read_parsed(recognised)
+    usable, useless = [], []
+    for photo in annotations.photos:
+        # Without its boxes it would be taken for a photo without animals.
+        if photo.problems and not photo.boxes:
+            reason = f"none of its annotations can be read ({Path(photo.file).name}: {photo.problems[0]})"
+            useless.append(Rejected(path=photo.path, reason=reason))
+        else:
+            usable.append(photo)
+    return Annotations(annotations.names, tuple(usable), (*annotations.rejected, *useless))
 
 
 def read_metadata(recognised: Recognised) -> dict[str, dict[str, Any]]:
@@ -202,7 +254,7 @@ def read_metadata(recognised: Recognised) -> dict[str, dict[str, Any]]:
                 entry = json.loads(line)
                 file_name = entry.pop("file_name")
                 photo = (PurePosixPath(path).parent / str(file_name)).as_posix()
-            except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+            except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
                 raise SynthdetError(
                     f"{where}: each line must be a JSON object with a file_name"
                 ) from error
@@ -210,57 +262,148 @@ def read_metadata(recognised: Recognised) -> dict[str, dict[str, Any]]:
     return fields
 
 
-# --- YOLO ----------------------------------------------------------------------------------------
+# --- finding -------------------------------------------------------------------------------------
 
 
-def _find_yolo(photos: Listing, labels: Listing, *, given: bool) -> dict[str, Path]:
-    """Photo -> its label file: in the parallel folder, beside it, or elsewhere by place and name.
+def _list_labels(labels: Path) -> tuple[Listing, bool]:
+    """The files that ``prepare.labels`` means, and whether it names files rather than a folder."""
+    if labels.is_dir():
+        return list_files(labels), False
+    if labels.is_file():
+        return Listing(labels.parent, (labels.name,), ()), True
+    if "*" in str(labels):
+        root = Path(labels.anchor or ".")
+        parts = labels.relative_to(root).parts if labels.anchor else labels.parts
+        first = next(place for place, part in enumerate(parts) if "*" in part)
+        root = root.joinpath(*parts[:first])
+        found = [path for path in root.glob("/".join(parts[first:])) if path.is_file()]
+        files = tuple(sorted(path.relative_to(root).as_posix() for path in found))
+        if files:
+            return Listing(root, files, ()), True
+    raise SynthdetError(
+        f"prepare.labels: {labels} does not exist: name the annotation file or folder"
+    )
 
-    A label file that belongs to one photo by its folder is not lent to another.
-    """
+
+def _find_json(found: _Found, wanted: Sequence[Format]) -> None:
+    """COCO and LabelMe files."""
+    if not set(_JSON).intersection(wanted):
+        return
+    paths = [path for path in found.listing.files if path.lower().endswith(".json")]
+    instances = [path for path in paths if PurePosixPath(path).name.startswith("instances_")]
+    for path in (found.listing.root / path for path in instances or paths):
+        try:
+            fields = json.loads(_read_text(path))
+        except json.JSONDecodeError as error:
+            found.broken[path] = f"is not readable as JSON: line {error.lineno}: {error.msg}"
+        except (ValueError, RecursionError) as error:  # a number of 5,000 digits; 1,000 brackets
+            found.broken[path] = f"is not readable as JSON: {error}"
+        else:
+            if is_coco(fields) and "coco" in wanted:
+                found.add("coco", path, from_coco(fields, where=str(path)))
+            elif is_labelme(fields) and "labelme" in wanted:
+                found.add("labelme", path, from_labelme(fields))
+
+
+def _find_xml(found: _Found, wanted: Sequence[Format]) -> None:
+    """Pascal VOC and CVAT files."""
+    if not set(_XML).intersection(wanted):
+        return
+    for path in (found.listing.root / path for path in found.listing.files):
+        if path.suffix.lower() != ".xml" or path.name.lower().endswith(".aux.xml"):
+            continue
+        try:
+            root = parse_xml(_read_bytes(path))
+        except ValueError as error:
+            found.broken[path] = str(error)
+            continue
+        if is_voc(root) and "voc" in wanted:
+            found.add("voc", path, from_voc(root))
+        elif is_cvat(root) and "cvat" in wanted:
+            found.add("cvat", path, from_cvat(root, where=str(path)))
+
+
+def _find_csv(
+    found: _Found, finder: PhotoFinder, columns: Mapping[Any, str] | None, *, asked: bool
+) -> None:
+    for path in (found.listing.root / path for path in found.listing.files):
+        if path.suffix.lower() not in (".csv", ".tsv", ".txt") or (
+            path.suffix.lower() == ".txt" and not asked
+        ):
+            continue
+        file = from_csv(
+            _read_text(path),
+            where=str(path),
+            is_photo=finder.is_photo,
+            mapping=columns,
+            asked=asked and len(found.listing.files) == 1,
+        )
+        if file is not None:
+            found.add("csv", path, file)
+
+
+def _find_yolo(photos: Listing, labels: Listing, given: bool) -> dict[str, Path]:
     texts = [
         path
         for path in labels.files
         if path.lower().endswith(".txt") and PurePosixPath(path).name not in _NAME_FILES
     ]
-    known = set(texts)
-    found: dict[str, str] = {}
-    for photo in photos.photos:
-        name = PurePosixPath(photo).with_suffix(".txt")
-        parallel = "/".join("labels" if part == "images" else part for part in name.parts)
-        own = next((path for path in (parallel, name.as_posix()) if path in known), None)
-        if own is not None:
-            found[photo] = own
-    by_place: dict[tuple[str, str], list[str]] = defaultdict(list)
-    by_stem: dict[str, list[str]] = defaultdict(list)
-    for path in sorted(known.difference(found.values())):
-        by_place[_place(path)].append(path)
-        by_stem[PurePosixPath(path).stem].append(path)
-    stems = Counter(PurePosixPath(path).stem for path in photos.photos)
-    for photo in (photo for photo in photos.photos if photo not in found):
-        stem, split = PurePosixPath(photo).stem, given_split(photo)
-        candidates = [
-            path
-            for path in by_place[_place(photo)]
-            if split is None or given_split(path) in (split, None)
-        ]
-        if not candidates and given and stems[stem] == 1:
-            candidates = by_stem[stem]
-        if len(candidates) > 1:
-            raise SynthdetError(
-                f"{photo} has two label files, {candidates[0]} and {candidates[1]} in {labels.root}: "
-                "name their folder with prepare.labels"
-            )
-        if candidates:
-            found[photo] = candidates[0]
+    found = pair_files(photos, labels, texts, given=given)
     return {photo: labels.root / path for photo, path in found.items()}
 
 
-def _place(path: str) -> tuple[str, str]:
-    """Folder, without words of the layout, and stem: what a photo and its label share."""
-    pure = PurePosixPath(path)
-    folders = [part for part in pure.parts[:-1] if part.lower() not in LAYOUT_WORDS]
-    return "/".join(folders), pure.stem
+def _pair_parsed(
+    format_: Format,
+    parsed: Mapping[Path, AnnotationFile],
+    found: _Found,
+    photos: Listing,
+    *,
+    given: bool,
+) -> dict[str, Path]:
+    """Photo -> its own annotation file, readable or not, in the formats with a file a photo."""
+    if format_ not in _FILE_A_PHOTO:
+        return {}
+    root = found.listing.root
+    paths = [path.relative_to(root).as_posix() for path in (*parsed, *found.broken)]
+    pairs = pair_files(photos, found.listing, paths, given=given)
+    return {photo: root / path for photo, path in pairs.items()}
+
+
+def _several_found(
+    place: Path, kinds: Sequence[Format], texts: Mapping[str, Path], found: _Found
+) -> str:
+    told = []
+    for kind in kinds:
+        word, noun = _FORMATS[kind]
+        paths = sorted(set(texts.values()) if kind == "yolo" else found.by_format[kind])
+        told.append(f"{word} ({_many(len(paths), noun)}, like {paths[0].name})")
+    return f"{place} holds {' and '.join(told)} annotations: set prepare.format to {' or '.join(sorted(kinds))}"
+
+
+def _nothing_found(place: Path, found: _Found, format_: str) -> str:
+    if found.broken:
+        path, reason = next(iter(found.broken.items()))
+        more = f" (and {len(found.broken) - 1} more like it)" if len(found.broken) > 1 else ""
+        return f"{path} {reason}{more}: correct it, or name other annotations with prepare.labels"
+    others = Counter(PurePosixPath(path).suffix.lower() for path in found.listing.files)
+    seen = ", ".join(f"{others[suffix]} {suffix}" for suffix in _SUFFIXES if others[suffix])
+    wanted = _FORMATS[format_][0] + " " if format_ in _FORMATS else ""  # type: ignore[index]
+    hint = f" (there are {seen} files)" if seen else ""
+    return (
+        f"{place} holds no {wanted}annotations that are recognised{hint}: name their file or folder with prepare.labels (init --labels), and "
+        f"how they are written with prepare.format (init --format), one of {_CHOICES}"
+    )
+
+
+def _say_besides(listing: Listing, format_: Format) -> str:
+    """Tables that were passed over because there is something better."""
+    tables = sum(path.lower().endswith(".csv") for path in listing.files)
+    if format_ == "csv" or not tables:
+        return ""
+    return f"{_many(tables, '.csv file')} not read: prepare.format csv would"
+
+
+# --- YOLO ----------------------------------------------------------------------------------------
 
 
 def _require_yolo(found: dict[str, Path]) -> None:
@@ -287,7 +430,7 @@ def _find_names(photos: Listing, labels: Listing) -> tuple[dict[int, str] | None
             if name.endswith((".yaml", ".yml")):
                 try:
                     names = names_from_yaml(yaml.safe_load(_read_text(listing.root / path)))
-                except yaml.YAMLError:
+                except (yaml.YAMLError, ValueError, RecursionError):
                     continue
             elif name in _NAME_FILES:
                 names = names_from_text(_read_text(listing.root / path))
@@ -330,63 +473,76 @@ def _read_yolo(recognised: Recognised, *, unnamed: bool) -> Annotations:
                 )
         placed = tuple(Box(xyxy=box.xyxy, class_id=positions[box.class_id]) for box in boxes)
         split = given_split(photo)
-        annotations.append(Annotation(photo, str(path), split, (1, 1), placed, tuple(problems)))
+        annotations.append(Annotation(photo, str(path), split, SHARES, placed, tuple(problems)))
     return Annotations(tuple(names.values()), tuple(annotations), ())
 
 
-# --- COCO ----------------------------------------------------------------------------------------
+# --- the other formats ---------------------------------------------------------------------------
 
 
-def _find_coco(labels: Listing) -> dict[Path, CocoFile]:
-    paths = [path for path in labels.files if path.lower().endswith(".json")]
-    instances = [path for path in paths if PurePosixPath(path).name.startswith("instances_")]
-    found = {}
-    for path in instances or paths:
-        try:
-            fields = json.loads(_read_text(labels.root / path))
-        except (json.JSONDecodeError, RecursionError) as error:
-            if len(labels.files) == 1:  # named by the user
-                raise SynthdetError(
-                    f"{labels.root / path} is not readable as JSON: {error}"
-                ) from error
-            continue
-        if is_coco(fields):
-            found[labels.root / path] = from_coco(fields, where=str(labels.root / path))
-    return found
-
-
-def _read_coco(recognised: Recognised) -> Annotations:
-    finder = _PhotoFinder(recognised.listing)
+def _read_parsed(recognised: Recognised) -> Annotations:
+    root = recognised.listing.root
+    finder = PhotoFinder(recognised.listing)
+    owner = {path: photo for photo, path in recognised.labels.items()}
     names: list[tuple[str, int]] = []
     annotations: dict[str, Annotation] = {}
-    rejected: list[Rejected] = []
-    for path, file in recognised.coco.items():
-        place = _relative(path, recognised.listing.root)
-        split = given_split(place)
+    rejected = [
+        Rejected(
+            path=owner.get(path, relative(path, root)), reason=_say_broken(path, reason, owner)
+        )
+        for path, reason in recognised.broken.items()
+    ]
+    for path, file, image in sorted(_entries(recognised.parsed), key=_outsiders_last(finder)):
+        place = relative(path, root)
         keys = _category_keys(file.class_names)
         names.extend(key for key in keys if key not in names)
-        for image in file.images:
-            photo = finder.find(image.file_name, place, split)
-            if isinstance(photo, Rejected):
-                rejected.append(photo)
+        split = image.split or given_split(place)
+        photo = owner.get(path) or finder.find(image.file_name, place, split)
+        if isinstance(photo, Rejected):
+            rejected.append(photo)
+            continue
+        if photo in annotations:
+            if path not in owner and finder.leaves(image.file_name):
+                reason = f"leaves the photos' folder (named in {place})"
+                rejected.append(Rejected(path=image.file_name, reason=reason))
                 continue
-            if photo in annotations:
-                raise SynthdetError(
-                    f"{photo} is annotated twice, in {annotations[photo].file} and {path}: name one of them with prepare.labels"
-                )
-            boxes = tuple(
-                Box(xyxy=box.xyxy, class_id=names.index(keys[box.class_id])) for box in image.boxes
+            raise SynthdetError(
+                f"{photo} is annotated twice, in {annotations[photo].file} and {path}: name one of them with prepare.labels "
+                "(a pattern like 'labels/*_boxes.csv' names several)"
             )
-            annotations[photo] = Annotation(
-                path=photo,
-                file=str(path),
-                split=split or given_split(photo),
-                size_wh=image.size_wh,
-                boxes=boxes,
-                problems=tuple(image.problems),
-            )
+        boxes = tuple(
+            Box(xyxy=box.xyxy, class_id=names.index(keys[box.class_id])) for box in image.boxes
+        )
+        annotations[photo] = Annotation(
+            photo,
+            str(path),
+            split or given_split(photo),
+            image.size_wh,
+            boxes,
+            tuple(image.problems),
+        )
+    for path, file in recognised.parsed.items():
+        place = relative(path, root)
+        rejected.extend(Rejected(path=place, reason=problem, box=()) for problem in file.problems)
     ordered = tuple(annotations[photo] for photo in sorted(annotations))
     return Annotations(tuple(name for name, _twin in names), ordered, tuple(rejected))
+
+
+def _entries(
+    parsed: Mapping[Path, AnnotationFile],
+) -> list[tuple[Path, AnnotationFile, AnnotatedPhoto]]:
+    return [(path, file, photo) for path, file in parsed.items() for photo in file.photos]
+
+
+def _outsiders_last(
+    finder: PhotoFinder,
+) -> Callable[[tuple[Path, AnnotationFile, AnnotatedPhoto]], bool]:
+    """Names that lead out of the folder come last: they never take a photo that another one names."""
+    return lambda entry: finder.leaves(entry[2].file_name)
+
+
+def _say_broken(path: Path, reason: str, owner: Mapping[Path, str]) -> str:
+    return f"its annotation file {path.name} cannot be used: {reason}" if path in owner else reason
 
 
 def _category_keys(class_names: Sequence[str]) -> list[tuple[str, int]]:
@@ -399,39 +555,6 @@ def _category_keys(class_names: Sequence[str]) -> list[tuple[str, int]]:
     return keys
 
 
-class _PhotoFinder:
-    """Finds the photo that a COCO file means by a ``file_name``."""
-
-    def __init__(self, listing: Listing) -> None:
-        self.photos = set(listing.photos)
-        self.by_name: dict[str, list[str]] = defaultdict(list)
-        for photo in listing.photos:
-            self.by_name[PurePosixPath(photo).name].append(photo)
-
-    def find(self, file_name: str, place: str, split: Split | None) -> str | Rejected:
-        """The photo's path, or why there is none.
-
-        Args:
-            file_name: As the file writes it.
-            place: Path of the file, relative to the photos' folder if it lies in it.
-            split: Of the file.
-        """
-        named = PurePosixPath(file_name.replace("\\", "/"))
-        if named.is_absolute() or ".." in named.parts or ":" in str(named)[:2]:
-            return Rejected(path=file_name, reason=f"leaves the photos' folder (named in {place})")
-        beside = (PurePosixPath(place).parent / named).as_posix()
-        for candidate in (beside, named.as_posix(), f"images/{named.as_posix()}"):
-            if candidate in self.photos:
-                return candidate
-        same = [photo for photo in self.by_name[named.name] if photo.endswith(named.as_posix())]
-        if len(same) > 1 and split is not None:
-            same = [photo for photo in same if given_split(photo) == split]
-        if len(same) == 1:
-            return same[0]
-        reason = "fits several photos" if same else "is not in the photos' folder"
-        return Rejected(path=file_name, reason=f"{reason} (named in {place})")
-
-
 # --- shared --------------------------------------------------------------------------------------
 
 
@@ -439,27 +562,22 @@ def _is_metadata(path: str) -> bool:
     return PurePosixPath(path).name == _METADATA
 
 
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-
-
-def _read_text(path: Path) -> str:
-    """A text file, whatever its encoding: what is not UTF-8 becomes a sign that no number has."""
+def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_text(encoding="utf-8-sig", errors="replace")
+        return path.read_bytes()
     except OSError as error:
         raise SynthdetError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _nothing_found(place: Path, listing: Listing, format_: str) -> str:
-    others = Counter(PurePosixPath(path).suffix.lower() for path in listing.files)
-    seen = ", ".join(f"{others[suffix]} {suffix}" for suffix in _OTHER_FORMATS if others[suffix])
-    wanted = {"yolo": "YOLO", "coco": "COCO"}.get(format_, "YOLO or COCO")
-    hint = f" (there are {seen} files)" if seen else ""
-    return (
-        f"{place} holds no {wanted} annotations{hint}: synthdet reads YOLO (a .txt named like each photo) and "
-        "COCO (.json); name them with prepare.labels (init --labels), prepare.format (init --format)"
-    )
+def _read_text(path: Path) -> str:
+    """A text file: UTF-8, UTF-16 if it says so, else as Windows writes western Europe."""
+    content = _read_bytes(path)
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return content.decode("utf-16", errors="replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")
 
 
 def _many(number: int, noun: str, nouns: str | None = None) -> str:

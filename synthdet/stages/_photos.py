@@ -29,6 +29,14 @@ PHOTO_SUFFIXES: Final = (
 )  # fmt: skip
 MAX_PIXELS: Final = 178_956_970
 """Where PIL too speaks of a decompression bomb."""
+_MAX_BYTES: Final = 2_000_000_000
+"""More than MAX_PIXELS pixels need in any format that is read; such a file is not even opened."""
+_DECODED: Final = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "AVIF", "GIF", "JPEG2000", "PPM")
+"""Decoders that a file may choose by its content. Not all that PIL has: some start other programs."""
+_OTHER_SUFFIXES: Final = (
+    ".heic", ".heif", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".raf", ".orf", ".rw2", ".jp2",
+)  # fmt: skip
+_LEAST_CONTRAST: Final = 8
 _ORIENTATION_TAG: Final = 274
 _PNG_COMPRESSION: Final = 3
 _BLANK_CELLS: Final = 20
@@ -108,7 +116,17 @@ def list_files(root: Path) -> Listing:
                 continue
             if (place / name).is_file():
                 files.append(path)
-    return Listing(root, tuple(sorted(files)), tuple(rejected))
+    return Listing(root, tuple(sorted(files)), (*rejected, *_refuse_others(files)))
+
+
+def _refuse_others(files: Sequence[str]) -> list[Rejected]:
+    """Photos in formats that are not read, but for those that stand beside one that is."""
+    stems = {path.rpartition(".")[0] for path in files if path.lower().endswith(PHOTO_SUFFIXES)}
+    return [
+        Rejected(path=path, reason="is in a format that is not read: convert it to JPEG or PNG")
+        for path in sorted(files)
+        if path.lower().endswith(_OTHER_SUFFIXES) and path.rpartition(".")[0] not in stems
+    ]
 
 
 def _leads_inside(link: Path, real_root: Path) -> bool:
@@ -241,7 +259,9 @@ def in_order(work: Callable[[T], U], items: Iterable[T], workers: int) -> Iterat
 
 
 def _decode(path: Path) -> tuple[Picture, int, tuple[int, int]]:
-    with Image.open(io.BytesIO(path.read_bytes())) as image:
+    if path.stat().st_size > _MAX_BYTES:
+        raise Image.DecompressionBombError(f"a file of {path.stat().st_size:,} bytes")
+    with Image.open(io.BytesIO(path.read_bytes()), formats=_DECODED) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{width} x {height} pixels")
@@ -261,12 +281,30 @@ def _orientation(image: Any) -> int:
 
 
 def _to_rgb(image: Any) -> Picture:
+    """8 bits a colour; what is transparent becomes black, and so blank (`find_blank`)."""
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        if values.size and values.max() > 255:
-            values = values / 257  # 16 bit
-        image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+        image = Image.fromarray(_to_8_bit(np.asarray(image, dtype=np.float64)))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     return np.asarray(image.convert("RGB"), dtype=np.uint8)
+
+
+def _to_8_bit(values: NDArray[np.float64]) -> Picture:
+    """Grey values of 16 bits, or floats in 0..1, as 8 bits: the same scale for every photo.
+
+    Raises:
+        OSError: Hardly anything is left of their contrast (temperatures, for example).
+    """
+    if not np.isfinite(values).all():
+        raise OSError("it holds values that are not finite numbers")
+    factor = 1 / 257 if values.max(initial=0) > 255 else 1
+    if values.max(initial=0) <= 1 and (values % 1).any():
+        factor = 255
+    grey = (values * factor).clip(0, 255).round().astype(np.uint8)
+    if values.size and values.min() < values.max() and np.ptp(grey) < _LEAST_CONTRAST:
+        raise OSError("8 bits would leave nothing of its contrast: export it as an 8 bit picture")
+    return grey
 
 
 def _turn(picture: Picture, orientation: int) -> Picture:

@@ -103,6 +103,7 @@ def _handle_unlabelled(
     annotations: Annotations, recognised: Recognised, settings: PrepareConfig
 ) -> Annotations:
     known = {photo.path for photo in annotations.photos}
+    known |= {entry.path for entry in annotations.rejected}  # annotated, if unreadably
     unlabelled = [path for path in recognised.listing.photos if path not in known]
     if not unlabelled or settings.unlabelled == "ignore":
         rejected = [

@@ -50,7 +50,7 @@ def run(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool 
         return
     if lock is not None and not redo and not (folder.path / SURVEY_FILES[-1]).is_file():
         folder.lock_path.unlink()  # nothing was made yet: other settings are welcome
-    recognised = recognise(photos_dir, settings.labels, settings.format)
+    recognised = recognise(photos_dir, settings.labels, settings.format, settings.csv)
     hashes = _hash_inputs(recognised, settings.workers)
     done = folder.claim(
         settings=settings.settings("making"),

@@ -54,7 +54,7 @@ def test_yolo_round_trip(width, height, corners):
 def test_coco_round_trip(width, height, corners):
     boxes = boxes_in(width, height, corners)
     fields = json.loads(json.dumps(to_coco([("a.jpg", width, height, boxes)], ["a", "b", "c"])))
-    (image,) = from_coco(fields, where="a.json").images
+    (image,) = from_coco(fields, where="a.json").photos
     assert image.size_wh == (width, height)
     assert [box.class_id for box in image.boxes] == [box.class_id for box in boxes]
     for box, again in zip(boxes, image.boxes, strict=True):
@@ -126,7 +126,8 @@ def coco_with(**annotation: object) -> dict[str, list[dict[str, object]]]:
 def run_lengths() -> dict[str, object]:
     mask = np.zeros((48, 64), np.uint8, order="F")
     mask[10:20, 30:50] = 1
-    return masks.encode(mask)
+    packed = masks.encode(mask)
+    return {**packed, "counts": packed["counts"].decode()}  # as JSON has it
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def run_lengths() -> dict[str, object]:
 )
 def test_coco_boxes_come_from_a_bbox_or_a_segmentation(annotation):
     file = from_coco(coco_with(**annotation), where="a.json")
-    (box,) = file.images[0].boxes
+    (box,) = file.photos[0].boxes
     assert box.xyxy == (30, 10, 50, 20)
     assert file.class_names[box.class_id] == "seal"
 
@@ -163,7 +164,7 @@ def test_coco_boxes_come_from_a_bbox_or_a_segmentation(annotation):
     ],
 )
 def test_a_bad_coco_annotation_is_told(annotation):
-    image = from_coco(coco_with(**annotation), where="a.json").images[0]
+    image = from_coco(coco_with(**annotation), where="a.json").photos[0]
     assert image.boxes == []
     assert len(image.problems) == 1
 

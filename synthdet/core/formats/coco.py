@@ -7,47 +7,20 @@ Source:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from pycocotools import mask as masks
-
+from synthdet.core.formats.annotated import (
+    AnnotatedPhoto,
+    AnnotationFile,
+    around,
+    shown,
+    to_name,
+    to_number,
+    to_size,
+)
 from synthdet.core.records import XYXY, Box
 from synthdet.errors import SynthdetError
-
-
-@dataclass(slots=True)
-class CocoImage:
-    """A picture of a COCO file.
-
-    Attributes:
-        file_name: As written there.
-        size_wh: Width and height in pixels as written there; None where they are missing.
-        boxes: In pixels; ``class_id`` is the position in `CocoFile.class_names`.
-        problems: What is wrong with single annotations.
-    """
-
-    file_name: str
-    size_wh: tuple[int, int] | None
-    boxes: list[Box] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class CocoFile:
-    """What a COCO file says.
-
-    Attributes:
-        class_names: In the order of the categories; two categories of one name stay two.
-        category_ids: Id of each category, in the same order.
-        images: Its pictures, in order, those without annotations too.
-    """
-
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    images: tuple[CocoImage, ...]
 
 
 def is_coco(fields: Any) -> bool:
@@ -57,7 +30,7 @@ def is_coco(fields: Any) -> bool:
     )
 
 
-def from_coco(fields: Mapping[str, Any], *, where: str) -> CocoFile:
+def from_coco(fields: Mapping[str, Any], *, where: str) -> AnnotationFile:
     """Read a COCO file.
 
     A missing or empty ``bbox`` is taken from the segmentation: polygons, or run lengths.
@@ -73,7 +46,7 @@ def from_coco(fields: Mapping[str, Any], *, where: str) -> CocoFile:
         >>> seal = {"image_id": 7, "category_id": 3, "bbox": [10, 20, 5, 8]}
         >>> file = from_coco({"images": [{"id": 7, "file_name": "a.jpg", "width": 64, "height": 48}],
         ...     "annotations": [seal], "categories": [{"id": 3, "name": "seal"}]}, where="a.json")
-        >>> file.class_names, file.images[0].boxes[0].xyxy
+        >>> file.class_names, file.photos[0].boxes[0].xyxy
         (('seal',), (10.0, 20.0, 15.0, 28.0))
     """
     if not is_coco(fields):
@@ -81,34 +54,40 @@ def from_coco(fields: Mapping[str, Any], *, where: str) -> CocoFile:
             f"{where} is not a COCO file: it needs the lists images, annotations and categories"
         )
     try:
-        category_ids = tuple(int(category["id"]) for category in fields["categories"])
-        class_names = tuple(str(category["name"]).strip() for category in fields["categories"])
-        images = {image["id"]: _from_image(image) for image in fields["images"]}
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise SynthdetError(f"{where}: an image or a category is malformed ({error!r})") from error
+        category_ids = [_key(category["id"]) for category in fields["categories"]]
+        class_names = tuple(to_name(str(category["name"])) for category in fields["categories"])
+        images = {_key(image["id"]): _from_image(image) for image in fields["images"]}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SynthdetError(
+            f"{where}: an image or a category is malformed ({type(error).__name__}: {error}): every image needs id "
+            "and file_name, every category id and name"
+        ) from error
     if len(images) < len(fields["images"]):
-        raise SynthdetError(f"{where}: two images have the same id")
+        raise SynthdetError(f"{where}: two images have the same id: give each its own")
     positions = {category_id: position for position, category_id in enumerate(category_ids)}
-    for number, annotation in enumerate(fields["annotations"]):
-        if not isinstance(annotation, dict) or not _hashable(annotation.get("image_id")):
+    if len(positions) < len(category_ids):
+        raise SynthdetError(f"{where}: two categories have the same id: give each its own")
+    problems: list[str] = []
+    for number, annotation in enumerate(fields["annotations"], start=1):
+        try:
+            image = images[_key(annotation["image_id"])]
+        except (KeyError, TypeError, ValueError):
+            problems.append(f"annotation {number} belongs to none of the images")
             continue
-        image = images.get(annotation.get("image_id"))
-        if image is None:
-            continue  # of a picture that is not in the file
-        category_id = annotation.get("category_id")
-        if not _hashable(category_id) or category_id not in positions:
+        try:
+            class_id = positions[_key(annotation.get("category_id"))]
+        except (KeyError, ValueError):
             raise SynthdetError(
-                f"{where}: an annotation of {image.file_name} has category_id {category_id!r}, "
+                f"{where}: an annotation of {image.file_name} has category_id {shown(annotation.get('category_id'))}, "
                 "which is not among the categories: add it there, or correct the annotation"
-            )
+            ) from None
         try:
             xyxy = _from_annotation(annotation, image.size_wh)
-        except (ValueError, TypeError, OverflowError) as error:
-            name = annotation.get("id", number)
-            image.problems.append(f"annotation {name}: {str(error) or 'is malformed'}")
+        except ValueError as error:
+            image.problems.append(f"annotation {number} {error}")
             continue
-        image.boxes.append(Box(xyxy=xyxy, class_id=positions[category_id]))
-    return CocoFile(class_names, category_ids, tuple(images.values()))
+        image.boxes.append(Box(xyxy=xyxy, class_id=class_id))
+    return AnnotationFile(class_names, tuple(images.values()), tuple(problems))
 
 
 def to_coco(
@@ -167,24 +146,27 @@ def to_coco(
     }
 
 
-def _hashable(value: Any) -> bool:
-    return isinstance(value, int | str)
+def _key(value: Any) -> str:
+    """An id: some tools write 7 in one place and "7" or 7.0 in another."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"an id is {shown(value)}")
+    return str(int(value)) if isinstance(value, float) and value % 1 == 0 else str(value).strip()
 
 
-def _from_image(image: Mapping[str, Any]) -> CocoImage:
-    size_wh = None
-    if image.get("width") and image.get("height"):
-        size_wh = (int(image["width"]), int(image["height"]))
-    return CocoImage(str(image["file_name"]), size_wh)
+def _from_image(image: Mapping[str, Any]) -> AnnotatedPhoto:
+    file_name = image["file_name"]
+    if not isinstance(file_name, str) or not file_name.strip():
+        raise ValueError(f"a file_name is {shown(file_name)}")
+    return AnnotatedPhoto(file_name, to_size(image.get("width"), image.get("height")))
 
 
 def _from_annotation(annotation: Mapping[str, Any], size_wh: tuple[int, int] | None) -> XYXY:
     bbox = annotation.get("bbox")
     if not bbox:
         return _from_segmentation(annotation.get("segmentation"), size_wh)
-    x, y, width, height = (float(value) for value in bbox)
-    if not all(math.isfinite(value) for value in (x, y, width, height)):
-        raise ValueError("bbox holds a number that is not finite")
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        raise ValueError("has a bbox that is no list of four numbers")
+    x, y, width, height = (to_number(value, "has a bbox that") for value in bbox)
     return (x, y, x + width, y + height)
 
 
@@ -192,16 +174,68 @@ def _from_segmentation(segmentation: Any, size_wh: tuple[int, int] | None) -> XY
     if not segmentation:
         raise ValueError("has neither a bbox nor a segmentation")
     if isinstance(segmentation, dict):
-        try:
-            runs = segmentation
-            if isinstance(runs["counts"], list):
-                runs = masks.frPyObjects(runs, *(size_wh or runs["size"][::-1])[::-1])
-            x, y, width, height = (float(value) for value in masks.toBbox(runs))
-        except Exception as error:  # the decoder raises whatever its C code meets
-            raise ValueError("its run lengths cannot be read") from error
-        return (x, y, x + width, y + height)
-    points = [float(value) for polygon in segmentation for value in polygon]
-    if len(points) < 6 or not all(math.isfinite(value) for value in points):
-        raise ValueError("its segmentation has no three finite corners")
-    xs, ys = points[::2], points[1::2]
-    return (min(xs), min(ys), max(xs), max(ys))
+        return _from_run_lengths(segmentation, size_wh)
+    if not isinstance(segmentation, list):
+        raise ValueError("has a segmentation that is no list")
+    if not isinstance(segmentation[0], list):
+        segmentation = [segmentation]  # one polygon without the list around it
+    points: list[tuple[float, float]] = []
+    for polygon in segmentation:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError("has a segmentation without three corners")
+        values = [to_number(value, "has a corner that") for value in polygon]
+        points += zip(values[::2], values[1::2], strict=True)
+    return around(points)
+
+
+def _from_run_lengths(mask: Mapping[str, Any], size_wh: tuple[int, int] | None) -> XYXY:
+    """The box around a mask given as run lengths, down the columns, not set first.
+
+    Source:
+        ``rleFrString`` and ``rleToBbox`` of cocoapi's maskApi.c, which is not called: a size of 0 in the
+        file divides by zero there and ends the process.
+    """
+    size = mask.get("size")
+    told = to_size(size[1], size[0]) if isinstance(size, list) and len(size) == 2 else None
+    size_wh = told or size_wh
+    counts = mask.get("counts")
+    if size_wh is None:
+        raise ValueError("has run lengths without a size")
+    if isinstance(counts, str):
+        counts = _unpack(counts)
+    if not isinstance(counts, list) or not all(type(count) is int for count in counts):
+        raise ValueError("has run lengths that cannot be read")
+    width, height = size_wh
+    columns: list[int] = []
+    rows: list[int] = []
+    end = 0
+    for number, count in enumerate(counts):
+        start, end = end, end + count
+        if count < 0 or end > width * height:
+            raise ValueError("has run lengths that do not fit its size")
+        if number % 2 and count:
+            columns += [start // height, (end - 1) // height]
+            whole = columns[-1] > columns[-2]
+            rows += [0, height - 1] if whole else [start % height, (end - 1) % height]
+    if not columns:
+        raise ValueError("has an empty mask")
+    return (min(columns), min(rows), max(columns) + 1, max(rows) + 1)
+
+
+def _unpack(text: str) -> list[int]:
+    """Run lengths from their text: 5 bits a character, lowest first; from the third on, differences."""
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError("has run lengths that cannot be read")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    return counts
