@@ -252,8 +252,8 @@ class ExportConfig(Section):
     """Share of train, at most, that synthetic pictures without an animal (confirmed backgrounds) make up."""
     include_review: bool = _decision(False)
     """Export pictures whose boxes wait for review, with the boxes they have."""
-    select: Literal["random", "similarity"] = _decision("random")
-    """Which ones, where there are more than asked for: drawn by seed, or most similar to the real ones."""
+    select: Literal["random", "similarity", "diversity"] = _decision("random")
+    """Which ones, where there are more than asked for: drawn by seed, most similar to the real ones, or as unlike each other as can be (by their CLIP embeddings)."""
     augmented: Literal["arm", "train"] = _decision("arm")
     """Augmented copies of the real train tiles, as many as there are synthetic pictures. `arm`: made where `evaluate.arms` names real_plus_augmented, for that arm alone; `train`: always made, and part of the exported train set."""
     seed: int = _decision(0)

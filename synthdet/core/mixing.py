@@ -3,8 +3,8 @@
 First what stands for each picture is settled: a person's verdict over the label over the filter.
 Then the mix is chosen among those that may go in.
 
-The choice is nested: pictures are ranked once (by a hash of the seed and their name, or by
-similarity) and taken one after the other, with and without animals as they come, so that a larger
+The choice is nested: pictures are ranked once (by a hash of the seed and their name, by similarity,
+or so that each is as unlike those before it as can be) and taken one after the other, with and without animals as they come, so that a larger
 number takes all that a smaller one took. Two exports of different size differ by what was added and
 by nothing else.
 """
@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from synthdet.core.records import Box, Decision, Label, SyntheticImage, Verdict
 from synthdet.core.similarity import FAULTS
 
@@ -25,6 +28,8 @@ DROPPED = "dropped by the filter"
 IN_REVIEW = "waiting for review"
 WITHOUT_BOXES = "accepted in curation without boxes"
 UNLABELLED = "not labelled"
+Select = Literal["random", "similarity", "diversity"]
+Embeddings = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +97,13 @@ class Candidate:
         image_id: Its name.
         is_background: It was confirmed to hold no animal.
         similarity: Cosine to the real pictures of its kind; None where it was never measured.
+        embedding: ``(dimensions,)``, of length 1; needed to select by diversity alone.
     """
 
     image_id: str
     is_background: bool
     similarity: float | None = None
+    embedding: Embeddings | None = None
 
 
 def choose(
@@ -106,7 +113,7 @@ def choose(
     num_synthetic: int | None,
     synthetic_fraction: float | None,
     max_background_fraction: float,
-    select: Literal["random", "similarity"],
+    select: Select,
     seed: int,
 ) -> tuple[str, ...]:
     """Choose synthetic pictures for train.
@@ -118,8 +125,8 @@ def choose(
         synthetic_fraction: Take at most this share of train, 0 <= share < 1. With
             ``num_synthetic`` the smaller number counts.
         max_background_fraction: Share of train, at most, that synthetic backgrounds make up.
-        select: Rank by chance or by similarity, where there are more than wanted.
-        seed: Of the chance.
+        select: Rank by chance, by similarity, or for diversity, where there are more than wanted.
+        seed: Of the chance, and of the picture that diversity begins with.
 
     Returns:
         Their names, in the order of the candidates.
@@ -129,12 +136,15 @@ def choose(
     ...            max_background_fraction=0.2, select="random", seed=0))
     3
     """
-    animals = _ranked([one for one in candidates if not one.is_background], select, seed)
-    backgrounds = _ranked([one for one in candidates if one.is_background], select, seed)
+    wanted = _num_wanted(len(candidates), num_real, num_synthetic, synthetic_fraction)
+    if wanted == len(candidates):
+        select = "random"  # the order decides nothing, and this one is cheap
+    animals = _ranked([one for one in candidates if not one.is_background], select, seed, wanted)
+    backgrounds = _ranked([one for one in candidates if one.is_background], select, seed, wanted)
     share = len(backgrounds) / max(1, len(candidates))
     chosen: set[str] = set()
     taken = 0  # backgrounds among the chosen
-    for _ in range(_num_wanted(len(candidates), num_real, num_synthetic, synthetic_fraction)):
+    for _ in range(wanted):
         size = len(chosen) + 1
         left = len(animals) + taken - len(chosen)  # animals not yet chosen
         is_due = taken + 0.5 <= size * share
@@ -162,15 +172,55 @@ def _num_wanted(
     return wanted
 
 
-def _ranked(
-    candidates: Sequence[Candidate], select: Literal["random", "similarity"], seed: int
-) -> list[str]:
+def _ranked(candidates: Sequence[Candidate], select: Select, seed: int, number: int) -> list[str]:
+    """All names, the first ``number`` of them in the order asked for."""
+
     def by_chance(one: Candidate) -> str:
         return hashlib.sha256(f"{seed}:{one.image_id}".encode()).hexdigest()
 
     def by_similarity(one: Candidate) -> tuple[float, str]:
         return (math.inf if one.similarity is None else -one.similarity, one.image_id)
 
-    if select == "random":
-        return [one.image_id for one in sorted(candidates, key=by_chance)]
-    return [one.image_id for one in sorted(candidates, key=by_similarity)]
+    if select == "similarity":
+        return [one.image_id for one in sorted(candidates, key=by_similarity)]
+    dealt = sorted(candidates, key=by_chance)
+    if select == "diversity" and dealt:
+        rows = [one.embedding for one in dealt]
+        known = [index for index, row in enumerate(rows) if row is not None]
+        matrix = np.array([row for row in rows if row is not None], dtype=np.float32)
+        order = [known[index] for index in farthest_first(matrix, number)] if known else []
+        taken = {*order}
+        order += [index for index in range(len(dealt)) if index not in taken]
+        dealt = [dealt[index] for index in order]
+    return [one.image_id for one in dealt]
+
+
+def farthest_first(embeddings: Embeddings, number: int) -> list[int]:
+    """Order rows so that each is as far from all those before it as can be, beginning with the first.
+
+    The first k rows in this order cover the whole set at most twice as badly as the best k would.
+
+    Args:
+        embeddings: ``(n, dimensions)``, rows of length 1.
+        number: Rows wanted at most.
+
+    Returns:
+        ``min(n, number)`` row numbers. Of equally far rows the first comes first.
+
+    Source:
+        Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985; as a choice of
+        training pictures: Sener & Savarese, "Active Learning for CNNs: A Core-Set Approach", 2018.
+
+    >>> rows = np.array([[1, 0], [0.8, 0.6], [0, 1], [0.6, 0.8]], np.float32)
+    >>> farthest_first(rows, 3)
+    [0, 2, 1]
+    """
+    order: list[int] = []
+    # Of rows of length 1 the nearest is the one with the largest cosine.
+    nearest = np.full(len(embeddings), -np.inf, dtype=np.float32)
+    for _ in range(min(number, len(embeddings))):
+        index = int(np.argmin(nearest)) if order else 0
+        order.append(index)
+        nearest = np.maximum(nearest, embeddings @ embeddings[index])
+        nearest[index] = np.inf
+    return order

@@ -24,12 +24,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from synthdet.config import Config
@@ -37,7 +39,7 @@ from synthdet.core.boxes import check_boxes
 from synthdet.core.datacard import CardFacts, make_data_card
 from synthdet.core.formats.coco import to_coco
 from synthdet.core.formats.yolo import to_yolo_lines
-from synthdet.core.mixing import Candidate, Settled, choose, settle
+from synthdet.core.mixing import Candidate, Embeddings, Settled, choose, settle
 from synthdet.core.records import (
     SPLITS,
     Box,
@@ -82,6 +84,8 @@ class _Inputs:
     decisions: dict[str, Decision]
     labels: dict[str, Label]
     verdicts: dict[str, Verdict]
+    embeddings: dict[str, Embeddings]
+    """By content hash; read where pictures are selected for diversity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +138,7 @@ def run(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool 
         reporter.close("export", _closing_line((folder.lock() or {})["counts"]))
         return
     _remove_temporary(folder.path)
-    given = _read_inputs(workspace)
+    given = _read_inputs(workspace, config)
     plan = _plan(workspace, given, config)
     for note in plan.notes:
         reporter.note("export", note)
@@ -168,7 +172,7 @@ def run(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool 
 # --- planning ----------------------------------------------------------------------------------
 
 
-def _read_inputs(workspace: Workspace) -> _Inputs:
+def _read_inputs(workspace: Workspace, config: Config) -> _Inputs:
     prepare, chosen = workspace.stage("prepare").path, workspace.stage("filter").path
     generated, labelled = workspace.stage("generate").path, workspace.stage("label").path
     verdicts = read_records(workspace.root / "curation.jsonl", Verdict)
@@ -180,7 +184,30 @@ def _read_inputs(workspace: Workspace) -> _Inputs:
         decisions={one.image_id: one for one in read_records(chosen / "decisions.jsonl", Decision)},
         labels={one.image_id: one for one in read_records(labelled / "labels.jsonl", Label)},
         verdicts={verdict.image_id: verdict for verdict in verdicts},
+        embeddings=(_read_embeddings(workspace) if config.export.select == "diversity" else {}),
     )
+
+
+def _read_embeddings(workspace: Workspace) -> dict[str, Embeddings]:
+    """What the filter kept of every picture's content.
+
+    Raises:
+        SynthdetError: A shard cannot be read.
+    """
+    folder = workspace.stage("filter")
+    model = (folder.lock() or {})["settings"].get("model")
+    found: dict[str, Embeddings] = {}
+    for path in sorted((folder.path / "embeddings").glob("*.npz")):
+        try:
+            with np.load(path) as shard:
+                if str(shard["model"]) == str(model):
+                    rows = zip(shard["sha256"], shard["fault"], shard["embeddings"], strict=True)
+                    found |= {str(sha256): row for sha256, fault, row in rows if not fault}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise SynthdetError(
+                f"{path} cannot be read: delete it and run `synthdet filter {workspace.root}` again"
+            ) from error
+    return found
 
 
 def _plan(workspace: Workspace, given: _Inputs, config: Config) -> _Plan:
@@ -273,6 +300,7 @@ def _choose(
                     image.image_id,
                     is_background=empty,
                     similarity=score.background_similarity if empty else score.similarity,
+                    embedding=given.embeddings.get(image.sha256),
                 )
             )
     mix = config.export

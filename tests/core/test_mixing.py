@@ -5,12 +5,13 @@ from __future__ import annotations
 import doctest
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from synthdet.core import mixing
-from synthdet.core.mixing import Candidate, choose, settle
+from synthdet.core.mixing import Candidate, choose, farthest_first, settle
 from synthdet.core.records import Box, Decision, DetectedBox, Label, SyntheticImage, Verdict
 
 
@@ -81,6 +82,61 @@ def test_similarity_takes_the_most_similar_and_the_unmeasured_last() -> None:
     }
     assert choose(pictures, num_synthetic=2, **settings) == ("c", "d")
     assert choose(pictures, num_synthetic=3, **settings) == ("a", "c", "d")
+
+
+def directions(number: int, seed: int) -> Any:
+    """Rows of length 1 in four tight bundles, the first one far larger than the others."""
+    rng = np.random.default_rng(seed)
+    bundles = np.eye(4)[rng.choice(4, number, p=[0.85, 0.05, 0.05, 0.05])]
+    bundles[:4] = np.eye(4)
+    rows = bundles + rng.normal(0, 0.03, (number, 4))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_diversity_takes_of_every_kind_before_more_of_one(seed: int) -> None:
+    rows = directions(60, seed)
+    pictures = [Candidate(f"syn-{i:06d}", False, None, row) for i, row in enumerate(rows)]
+    settings: dict[str, Any] = {
+        "num_real": 10,
+        "synthetic_fraction": None,
+        "max_background_fraction": 0.2,
+        "seed": seed,
+    }
+
+    def kinds(select: Any, number: int) -> set[int]:
+        chosen = choose(pictures, num_synthetic=number, select=select, **settings)
+        assert len(chosen) == number
+        return {int(np.argmax(rows[int(name[4:])])) for name in chosen}
+
+    assert kinds("diversity", 4) == {0, 1, 2, 3}
+    few = choose(pictures, num_synthetic=7, select="diversity", **settings)
+    many = choose(pictures, num_synthetic=20, select="diversity", **settings)
+    assert {*few} < {*many}
+    assert few == choose(pictures[::-1], num_synthetic=7, select="diversity", **settings)[::-1]
+
+
+def test_diversity_takes_pictures_without_an_embedding_last() -> None:
+    rows = directions(6, 0)
+    pictures = [
+        Candidate(f"syn-{i}", False, None, row if i % 2 else None) for i, row in enumerate(rows)
+    ]
+    chosen = choose(
+        pictures, num_real=1, num_synthetic=3, synthetic_fraction=None,
+        max_background_fraction=0, select="diversity", seed=1,
+    )  # fmt: skip
+    assert chosen == ("syn-1", "syn-3", "syn-5")
+
+
+def test_farthest_first_is_what_it_says() -> None:
+    rows = directions(25, 3)
+    order = farthest_first(rows, 25)
+    assert sorted(order) == list(range(25))
+    assert farthest_first(rows, 6) == order[:6]
+    for place in range(1, 25):
+        to_before = (rows @ rows[order[:place]].T).max(axis=1)
+        to_before[order[:place]] = np.inf
+        assert to_before[order[place]] == pytest.approx(to_before.min(), abs=1e-6)
 
 
 def test_the_seed_decides_and_the_order_of_the_candidates_stays() -> None:

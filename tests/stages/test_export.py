@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -355,6 +356,30 @@ def test_backgrounds_are_ranked_by_their_own_similarity(labelled: Run) -> None:
     """The later one is closer to the real backgrounds, and further from the animals."""
     run(labelled, "export.num_synthetic=3", "export.select=similarity")
     assert synthetic(labelled) == ["syn-000000", "syn-000001", "syn-000007"]
+
+
+def test_diversity_reads_what_the_filter_kept(labelled: Run) -> None:
+    """Of three accepted animals two are alike; the third is taken before the second of those."""
+    folder = labelled[0].stage("filter").path / "embeddings"
+    folder.mkdir()
+    path = labelled[0].stage("generate").path / "images.jsonl"
+    rows = {"syn-000000": [1, 0], "syn-000001": [0, 1], "syn-000006": [0.995, 0.0998]}
+    hashes = {one.image_id: one.sha256 for one in read_records(path, SyntheticImage)}
+    np.savez(
+        folder / "shard.npz",
+        model=np.array("None"),
+        sha256=np.array([hashes[name] for name in rows]),
+        fault=np.array([""] * 3),
+        embeddings=np.array([*rows.values()], dtype=np.float32),
+    )
+    mix = ("export.num_synthetic=2", "export.max_background_fraction=0", "export.select=diversity")
+    for seed in range(4):
+        run(labelled, *mix, f"export.seed={seed}")
+        assert "syn-000001" in synthetic(labelled)
+        assert len(synthetic(labelled)) == 2
+    (folder / "shard.npz").write_bytes(b"torn")
+    with pytest.raises(SynthdetError, match=r"shard\.npz cannot be read"):
+        run(labelled, *mix, "export.seed=9")
 
 
 def test_verdicts_are_followed(labelled: Run) -> None:
