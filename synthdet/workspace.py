@@ -381,10 +381,19 @@ class StageFolder:
                     f"`synthdet {self.name} {self.workspace.root} --redo` keeps the old folder aside and makes it again"
                 )
 
+    def set_aside(self) -> list[Path]:
+        """The folders of this stage that were set aside, the newest first."""
+        found = {}
+        for path in self.path.parent.glob(f"{self.path.name}.old-*"):
+            number = path.name.rpartition("-")[2]
+            if number.isascii() and number.isdecimal():
+                found[int(number)] = path
+        return [found[number] for number in sorted(found, reverse=True)]
+
     def _set_aside(self) -> Path:
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
-            number += 1
+        last = self.set_aside()[:1]
+        number = 1 + int(last[0].name.rpartition("-")[2]) if last else 1
+        aside = self.path.with_name(f"{self.path.name}.old-{number}")
         os.rename(self.path, aside)
         return aside
 

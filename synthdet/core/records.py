@@ -90,6 +90,18 @@ class Photo(Record):
     metadata: dict[str, Any] = {}
 
 
+class Assignment(Record):
+    """A line of ``1-prepare/splits.jsonl``: where a photo stands, or stood before it was taken away.
+
+    ``path`` is relative to the photos' folder.
+    """
+
+    path: str
+    sha256: str
+    group: str
+    split: Split
+
+
 class Rejected(Record):
     """A line of ``1-prepare/rejected.jsonl``: a photo, or one box of it, that was not used."""
 

@@ -20,7 +20,7 @@ from PIL import Image
 from synthdet.config import Config
 from synthdet.core.records import SPLITS, Photo, Rejected, Tile
 from synthdet.errors import SynthdetError
-from synthdet.stages import _photos, _survey, _tiles, prepare
+from synthdet.stages import _exif, _photos, _survey, _tiles, prepare
 from synthdet.workspace import Workspace, hash_file, read_json, read_records
 from tests.builders import (
     PHOTO_WH,
@@ -212,16 +212,119 @@ def test_a_changed_setting_is_refused_and_redo_keeps_the_old(tmp_path):
     assert (workspace.root / "1-prepare.old-1" / "tiles.jsonl").exists()
 
 
-def test_new_photos_start_the_stage_afresh(tmp_path):
-    workspace = make_prepared_run(tmp_path)
-    photo = make_photos(seed=9)[0]
-    place = tmp_path / "photos" / "train"
-    write_photo(place / "images" / "flight0_0050.jpg", photo.picture)
-    (place / "labels" / "flight0_0050.txt").write_text("")
+def add_photos(photos: Path, *, split: str = "train", start: int = 50, number: int = 6) -> None:
+    """More photos of a survey by `make_yolo_survey`, each of a flight of its own."""
+    for count, photo in enumerate(make_photos(seed=9, num_photos=number)):
+        place, stem = photos / split, f"new{count}x_{start + 100 * count:04d}"
+        write_photo(place / "images" / f"{stem}.jpg", photo.picture)
+        (place / "labels" / f"{stem}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+
+
+def places(workspace: Workspace) -> dict[str, tuple[str, str, str]]:
+    return {
+        photo.path: (photo.image_id, photo.group, photo.split) for photo in photos_of(workspace)
+    }
+
+
+def prepare_again(workspace: Workspace, *, redo: bool = False, **settings: Any) -> str:
+    config = small_config(workspace.read_config().prepare.photos or Path(), {"prepare": settings})
     reporter = quiet_reporter()
-    prepare.run(workspace, workspace.read_config(), reporter)
-    assert "photos changed" in said(reporter)
-    assert len(photos_of(workspace)) == 13
+    prepare.run(workspace, config, reporter, redo=redo)
+    return said(reporter)
+
+
+@pytest.mark.parametrize("split", ["auto", "new"])
+def test_added_photos_join_and_move_none(tmp_path, split):
+    workspace = make_prepared_run(
+        tmp_path, num_photos=24, num_groups=8, sections={"prepare": {"split": split}}
+    )
+    before, tiles = places(workspace), {tile.tile_id: tile.sha256 for tile in tiles_of(workspace)}
+    add_photos(tmp_path / "photos")
+    words = prepare_again(workspace, split=split)
+    assert "photos changed: the old folder is kept as 1-prepare.old-1" in words
+    after = places(workspace)
+    assert len(after) == 30
+    assert {path: after[path] for path in before} == before
+    if split == "new":
+        assert "24 photos stay in the splits they were in, 6 new ones join" in words
+        assert dataset_of(workspace)["split"] == "kept"
+        assert {after[path][2] for path in after.keys() - before.keys()} != {"train"}
+    new = {tile.tile_id: tile.sha256 for tile in tiles_of(workspace)}
+    animals = [tile_id for tile_id in tiles if tile_id in new]
+    assert len(animals) > 0.7 * len(tiles)  # backgrounds are drawn anew from more photos
+    assert all(new[tile_id] == tiles[tile_id] for tile_id in animals)
+
+
+def test_a_photo_that_comes_back_stands_where_it_stood(tmp_path):
+    workspace = make_prepared_run(
+        tmp_path, num_photos=24, num_groups=8, sections={"prepare": {"split": "new"}}
+    )
+    before = places(workspace)
+    away = next(path for path, (_id, _group, split) in before.items() if split == "train")
+    photo = tmp_path / "photos" / away
+    label = photo.parent.parent / "labels" / f"{photo.stem}.txt"
+    kept = photo.read_bytes(), label.read_text()
+    photo.unlink()
+    label.unlink()
+    prepare_again(workspace, split="new")
+    assert away not in places(workspace)
+    add_photos(tmp_path / "photos", number=2)
+    photo.with_name("renamed.jpg").write_bytes(kept[0])
+    label.with_name("renamed.txt").write_text(kept[1])
+    prepare_again(workspace, split="new")
+    after = places(workspace)
+    assert (
+        after[photo.with_name("renamed.jpg").relative_to(tmp_path / "photos").as_posix()][1:]
+        == (before[away][1:])
+    )
+    assert all(after[path] == before[path] for path in before if path != away)
+
+
+def test_redo_keeps_the_splits_unless_others_are_asked_for(tmp_path):
+    workspace = make_prepared_run(
+        tmp_path, num_photos=40, num_groups=10, sections={"prepare": {"split": "new"}}
+    )
+    before = places(workspace)
+    words = prepare_again(workspace, redo=True, split="new", views=1)
+    assert places(workspace) == before
+    assert "40 photos stay in the splits they were in" in words
+    words = prepare_again(workspace, redo=True, split="new", seed=3)
+    assert "prepare.seed was 0 and is now 3: the splits are made afresh" in words
+    assert places(workspace) != before
+    assert dataset_of(workspace)["split"] == "new"
+
+
+def test_an_added_copy_of_a_test_photo_stays_out_of_train(tmp_path):
+    workspace = make_prepared_run(
+        tmp_path, num_photos=24, num_groups=8, sections={"prepare": {"split": "new"}}
+    )
+    before = places(workspace)
+    original = next(path for path, (_id, _group, split) in before.items() if split == "test")
+    picture = cv2.imread(str(tmp_path / "photos" / original))[::-1, ::-1, ::-1]
+    images = tmp_path / "photos" / "train" / "images"
+    write_photo(images / "zzz.jpg", np.ascontiguousarray(picture))
+    (images.parent / "labels" / "zzz.txt").write_text("")
+    prepare_again(workspace, split="new")
+    after = places(workspace)
+    assert after["train/images/zzz.jpg"][1:] == before[original][1:]
+
+
+def test_killed_while_photos_are_added_gives_the_same_bytes(tmp_path, monkeypatch):
+    workspace = make_prepared_run(tmp_path, num_photos=24, num_groups=8)
+    add_photos(tmp_path / "photos", split="test")
+    shutil.copytree(workspace.root, tmp_path / "other")
+    prepare_again(workspace)
+    other = Workspace(tmp_path / "other")
+
+    def killed(*_arguments: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_survey, "write_json", killed)
+        with pytest.raises(Killed):
+            prepare_again(other)
+    prepare_again(other)
+    assert contents(other) == contents(workspace)
 
 
 def test_an_error_before_anything_is_made_leaves_settings_free(tmp_path):
@@ -453,6 +556,73 @@ def test_groups_by_pattern(tmp_path):
     photos = make_yolo_survey(tmp_path / "photos", groups=False)
     workspace, _said = go(tmp_path, photos, group_pattern=r"(flight\d)_")
     assert {photo.group for photo in photos_of(workspace)} == {f"flight{n}" for n in range(6)}
+
+
+def write_exif(path: Path, minute: float, metres: float) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = (
+        f"2023:05:01 {10 + int(minute // 60):02d}:{int(minute % 60):02d}:07"
+    )
+    degrees = 57 + metres / 111_320
+    part = (int(degrees), int(degrees % 1 * 60), degrees * 60 % 1 * 60)
+    exif.get_ifd(0x8825).update({1: "N", 2: part, 3: "W", 4: (154.0, 30.0, 0.0)})
+    with Image.open(path) as image:
+        image.save(path, exif=exif, quality=92)
+
+
+def test_groups_by_time_and_place(tmp_path):
+    photos = make_yolo_survey(tmp_path / "photos", groups=False)
+    renamed(photos, lambda number: f"DJI_{number + 1:04d}")
+    for number, path in enumerate(sorted(photos.rglob("*.jpg"), key=lambda path: path.name)):
+        write_exif(path, 120 * (number // 3) + number, 200 * number)
+    workspace, _said = go(tmp_path, photos)
+    groups = Counter(photo.group for photo in photos_of(workspace))
+    assert sorted(groups) == [
+        "2023-05-01 10:00:07 DJI_0001",
+        "2023-05-01 12:03:07 DJI_0004",
+        "2023-05-01 14:06:07 DJI_0007",
+        "2023-05-01 16:09:07 DJI_0010",
+    ]
+    assert set(groups.values()) == {3}
+    assert "1 group" in refused(tmp_path / "names", photos, group_by="names")
+
+
+@pytest.mark.parametrize(
+    "gps",
+    [
+        {},
+        {1: "N", 2: (0.0, 0.0, 0.0), 3: "E", 4: (0.0, 0.0, 0.0)},
+        {1: "N", 2: (95.0, 0.0, 0.0), 3: "E", 4: (9.0, 0.0, 0.0)},
+        {1: "N", 2: (57.0,), 3: "E", 4: (9.0, 0.0, 0.0)},
+    ],
+)
+def test_exif_that_says_nothing_is_nothing(tmp_path, gps):
+    path = write_photo(tmp_path / "a.jpg", make_photos()[0].picture)
+    assert _exif.read_taken(path) is None
+    write_exif(path, 0, 0)
+    taken = _exif.read_taken(path)
+    assert taken is not None
+    assert (taken.latitude, taken.longitude) == (57, -154.5)
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = "2023:05:01 10:00:00"
+    exif.get_ifd(0x8825).update(gps)
+    with Image.open(path) as image:
+        image.save(path, exif=exif)
+    assert _exif.read_taken(path) is None
+
+
+def test_groups_by_folder(tmp_path):
+    survey = make_photos(num_photos=12, num_groups=4)
+    photos = tmp_path / "photos"
+    for number, photo in enumerate(survey):
+        place = photos / f"site {number % 4}"
+        write_photo(place / "images" / f"{number:04d}.jpg", photo.picture)
+        label = place / "labels" / f"{number:04d}.txt"
+        label.parent.mkdir(exist_ok=True)
+        label.write_text("0 0.5 0.5 0.1 0.1\n")
+    (photos / "classes.txt").write_text("seal\n")
+    workspace, _said = go(tmp_path, photos, group_by="folder")
+    assert {photo.group for photo in photos_of(workspace)} == {f"site {n}" for n in range(4)}
 
 
 def test_too_few_groups(tmp_path):
