@@ -7,12 +7,13 @@ Reads:
 Writes:
     ``2-finetune/pytorch_lora_weights.safetensors`` in diffusers' format; ``metrics.jsonl``, a line
     a logged step; ``model.json``, what the LoRA belongs to, so that later stages see it change;
-    ``samples/``, the base model's picture beside the LoRA's, same prompt and seed;
-    ``checkpoints/``, the training's last state; ``cache/`` (latents) while it trains.
+    ``trained_on.json``, the photos it has seen; ``samples/``, the base model's picture beside the
+    LoRA's, same prompt and seed; ``checkpoints/``, the training's last state; ``cache/`` (latents) while it trains.
 
 Resume:
     The trainer goes on from its newest whole checkpoint and ends with the same weights. Samples are
-    drawn again if one is missing.
+    drawn again if one is missing. When photos are added, the LoRA stays, as one of the earlier set, as
+    long as all that it has seen is still in train.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from synthdet.config import Config
-from synthdet.core.records import Tile
+from synthdet.core.records import Photo, Tile
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import (
     ImageGenerator,
@@ -45,6 +46,7 @@ from synthdet.workspace import (
     Workspace,
     atomic_path,
     hash_file,
+    read_json,
     read_records,
     write_json,
     write_text,
@@ -52,7 +54,9 @@ from synthdet.workspace import (
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 METRICS_NAME = "metrics.jsonl"
+TRAINED_ON_NAME = "trained_on.json"
 _LARGEST_HEADER = 100_000_000
+_WHERE_PHOTOS_LIE = ("photos", "labels", "format", "csv")
 
 
 def run(
@@ -84,6 +88,8 @@ def run(
     if settings.lora is not None:
         _check_lora(settings.lora)
         inputs["lora"] = hash_file(settings.lora)
+    elif not redo:
+        _keep_earlier(workspace, folder, reporter)
     done = folder.claim(
         settings=settings.settings("making"),
         inputs=inputs,
@@ -92,7 +98,8 @@ def run(
     )
     weights, model = folder.path / WEIGHTS_NAME, folder.path / "model.json"
     samples = [folder.path / "samples" / f"sample-{i:02d}.png" for i in range(settings.num_samples)]
-    promised = (weights, model, folder.path / METRICS_NAME, *samples)
+    trained_on = [folder.path / TRAINED_ON_NAME] if settings.lora is None else []
+    promised = (weights, model, folder.path / METRICS_NAME, *trained_on, *samples)
     if done and all(path.exists() for path in promised):
         lock = folder.lock() or {}
         reporter.close("finetune", _closing_line({**lock["counts"], **lock["runtime"]}))
@@ -116,11 +123,74 @@ def run(
     if settings.lora is None:
         counts["steps"] = settings.max_train_steps
         counts["loss_first"], counts["loss_last"] = _read_trend(folder.path / METRICS_NAME)
+        if not trained_on[0].exists():
+            write_json(trained_on[0], _what_is_learned(workspace))
     write_json(model, {"base_model": settings.base_model, "vae": settings.vae})
     if not all(path.exists() for path in samples):
         _draw_samples(samples, train_tiles, weights, config, reporter, open_generator)
     folder.close(outputs=[weights, model], counts=counts, runtime=runtime)
     reporter.close("finetune", _closing_line({**counts, **runtime}))
+
+
+def _what_is_learned(workspace: Workspace) -> dict[str, Any]:
+    """What a LoRA that is trained now learns from: the train photos with a tile, and how they were cut."""
+    prepare = workspace.stage("prepare")
+    hashes = {
+        photo.image_id: photo.sha256 for photo in read_records(prepare.path / "photos.jsonl", Photo)
+    }
+    tiles = read_records(prepare.path / "tiles.jsonl", Tile)
+    settings = (prepare.lock() or {})["settings"]
+    dataset = read_json(prepare.path / "dataset.json")
+    return {
+        "photos": sorted(
+            {hashes.get(tile.image_id, tile.image_id) for tile in tiles if tile.split == "train"}
+        ),
+        "classes": dataset["classes"],
+        "crop_side": dataset.get("crop_side"),
+        "settings": {key: value for key, value in settings.items() if key not in _WHERE_PHOTOS_LIE},
+    }
+
+
+def _keep_earlier(workspace: Workspace, folder: StageFolder, reporter: Reporter) -> None:
+    """Where only the photos changed, and all that the LoRA has seen is still in train, keep it.
+
+    Otherwise nothing is done here: a changed input sets the folder aside.
+    """
+    lock, path = folder.lock(), folder.path / TRAINED_ON_NAME
+    prepared = workspace.stage("prepare").output()
+    if lock is None or not lock["finished"] or lock["inputs"].get("prepare") == prepared:
+        return
+    if not path.is_file() or not (folder.path / WEIGHTS_NAME).is_file():
+        return
+    photos = read_records(workspace.stage("prepare").path / "photos.jsonl", Photo)
+    before, now = read_json(path), _what_is_learned(workspace)
+    spoilt = _what_spoils(before, now, photos)
+    if spoilt is not None:
+        reporter.note("finetune", f"the LoRA cannot be kept: {spoilt}")
+        return
+    new = len(set(now["photos"]) - set(before["photos"]))
+    folder.adopt(inputs={"prepare": prepared}, counts={"train_photos_not_seen": new})
+    reporter.note(
+        "finetune",
+        f"the LoRA is kept: all {len(before['photos'])} photos that it has seen are still in train; "
+        f"{new} in train are new to it (--redo trains it again)",
+    )
+
+
+def _what_spoils(
+    before: dict[str, Any], now: dict[str, Any], photos: Sequence[Photo]
+) -> str | None:
+    """Why a LoRA trained on ``before`` cannot stand for one trained ``now``; None where it can."""
+    seen = set(before["photos"])
+    elsewhere = [photo.path for photo in photos if photo.split != "train" and photo.sha256 in seen]
+    if elsewhere:
+        return f"it has seen {elsewhere[0]}, which is not in train any more"
+    gone = seen - {photo.sha256 for photo in photos}
+    if gone:
+        return f"{len(gone)} of the photos that it has seen are gone"
+    if any(before[key] != now[key] for key in ("classes", "crop_side", "settings")):
+        return "the tiles are cut or called otherwise"
+    return None
 
 
 def plan_training(tiles: Sequence[Tile], workspace: Workspace) -> list[TrainTile]:
@@ -259,6 +329,10 @@ def _closing_line(figures: dict[str, Any]) -> str:
     if "own_lora" in figures:
         return f"{figures['own_lora']} taken in, nothing trained"
     line = f"{figures['tiles']} tiles · {figures['steps']} steps"
+    if figures.get("train_photos_not_seen"):
+        line += (
+            f" · on an earlier set: {figures['train_photos_not_seen']} train photos are new to it"
+        )
     if figures.get("loss_first") is not None:
         line += f" · loss {figures['loss_first']:.3f} to {figures['loss_last']:.3f}"
     if figures.get("steps_per_second"):

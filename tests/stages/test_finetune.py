@@ -10,9 +10,17 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from synthdet.config import Config, make_config
+from synthdet.core.records import Photo, Tile
 from synthdet.errors import SynthdetError
-from synthdet.stages import finetune
-from synthdet.workspace import Workspace
+from synthdet.stages import finetune, prepare
+from synthdet.workspace import Workspace, read_json, read_records
+from tests.builders import (
+    make_photos,
+    make_prepared_run,
+    quiet_reporter,
+    small_config,
+    write_photo,
+)
 from tests.fakes import FakeGenerator, FakeLoraTrainer, PlannedError
 from tests.handmade import HEIGHT, WIDTH, file_bytes, make_run, make_tiles, quiet
 
@@ -129,6 +137,86 @@ def test_no_memory_for_samples_does_not_lose_the_lora(tmp_path: Path) -> None:
     said = make(workspace, config, FakeLoraTrainer(), {None: FakeGenerator(max_batch=0)})
     assert "no samples were drawn, out of memory" in said
     assert workspace.stage("finetune").output()
+
+
+# --- photos that are added -------------------------------------------------------------------------
+
+
+def prepared(root: Path) -> tuple[Workspace, Config]:
+    """A run on a survey, prepared and trained."""
+    sections = {"finetune": SETTINGS, "prepare": {"split": "new"}}
+    workspace = make_prepared_run(root, num_photos=24, num_groups=8, sections=sections)
+    config = workspace.read_config()
+    make(workspace, config, FakeLoraTrainer(), {})
+    return workspace, config
+
+
+def add_photos(workspace: Workspace, config: Config) -> None:
+    assert config.prepare.photos is not None
+    place = config.prepare.photos / "train"
+    for number, photo in enumerate(make_photos(seed=9, num_photos=8)):
+        stem = f"new{number}x_{number:04d}"
+        write_photo(place / "images" / f"{stem}.jpg", photo.picture)
+        (place / "labels" / f"{stem}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    prepare.run(workspace, config, quiet_reporter())
+
+
+def photos_by_split(workspace: Workspace, *splits: str) -> set[str]:
+    photos = read_records(workspace.stage("prepare").path / "photos.jsonl", Photo)
+    return {photo.sha256 for photo in photos if photo.split in splits}
+
+
+def test_added_photos_do_not_cost_the_lora(tmp_path: Path) -> None:
+    workspace, config = prepared(tmp_path)
+    output = workspace.stage("finetune").output()
+    seen = set(read_json(workspace.stage("finetune").path / "trained_on.json")["photos"])
+    assert seen <= photos_by_split(workspace, "train")
+    add_photos(workspace, config)
+    said = make(workspace, config, None)
+    tiles = read_records(workspace.stage("prepare").path / "tiles.jsonl", Tile)
+    shown = {tile.image_id for tile in tiles if tile.split == "train"}
+    photos = read_records(workspace.stage("prepare").path / "photos.jsonl", Photo)
+    new = len({photo.sha256 for photo in photos if photo.image_id in shown} - seen)
+    assert new
+    assert f"the LoRA is kept: all {len(seen)} photos that it has seen are still in train" in said
+    assert f"on an earlier set: {new} train photos are new to it" in said
+    assert workspace.stage("finetune").output() == output
+    lock = workspace.stage("finetune").lock() or {}
+    assert lock["inputs"] == {"prepare": workspace.stage("prepare").output()}
+    assert lock["counts"]["train_photos_not_seen"] == new
+    assert set(read_json(workspace.stage("finetune").path / "trained_on.json")["photos"]) == seen
+    assert not seen & photos_by_split(workspace, "val", "test")
+    assert "is kept" not in make(workspace, config, None)
+    make(workspace, config, FakeLoraTrainer(), {}, redo=True)
+    trained = read_json(workspace.stage("finetune").path / "trained_on.json")["photos"]
+    assert len(trained) == len(seen) + new
+
+
+@pytest.mark.parametrize("what", ["moved", "gone", "cut"])
+def test_a_lora_that_saw_what_is_tested_now_is_trained_again(tmp_path: Path, what: str) -> None:
+    workspace, config = prepared(tmp_path)
+    if what == "gone":
+        photos = read_records(workspace.stage("prepare").path / "photos.jsonl", Photo)
+        photo = next(photo for photo in photos if photo.split == "train" and photo.boxes)
+        path = tmp_path / "photos" / photo.path
+        path.unlink()
+        (path.parent.parent / "labels" / f"{path.stem}.txt").unlink()
+        prepare.run(workspace, config, quiet_reporter())
+    else:
+        changed = {"seed": 3} if what == "moved" else {"views": 1}
+        prepare.run(
+            workspace,
+            small_config(tmp_path / "photos", {"prepare": {"split": "new", **changed}}),
+            quiet_reporter(),
+            redo=True,
+        )
+    trainer = FakeLoraTrainer()
+    said = make(workspace, config, trainer, {})
+    reasons = {"moved": "not in train any more", "gone": "are gone", "cut": "cut or called"}
+    assert f"the LoRA cannot be kept: {'1 of the photos' if what == 'gone' else ''}" in said
+    assert reasons[what] in said
+    assert "prepare changed: the old folder is kept as 2-finetune.old-1" in said
+    assert trainer.tiles
 
 
 # --- the user's own LoRA ---------------------------------------------------------------------------
