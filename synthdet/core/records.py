@@ -11,9 +11,10 @@ box over a whole picture of width ``w`` and height ``h`` is ``(0, 0, w, h)``.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from synthdet.errors import SynthdetError
 
@@ -55,10 +56,15 @@ class Record(BaseModel):
 
 
 class Box(Record):
-    """A true box: pixels of the picture it belongs to, and the class."""
+    """A true box: pixels of the picture it belongs to, and the class.
+
+    ``segmentation`` is room for a mask: polygons in pixels, each ``x1, y1, x2, y2, ...`` as in COCO,
+    which export writes there. No stage makes one yet.
+    """
 
     xyxy: XYXY
     class_id: int
+    segmentation: tuple[tuple[float, ...], ...] | None = None
 
 
 class DetectedBox(Record):
@@ -108,6 +114,11 @@ class Rejected(Record):
     path: str
     reason: str
     box: tuple[float, ...] | None = None
+
+    @field_validator("box")
+    @classmethod
+    def _only_what_json_can_hold(cls, box: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return box and tuple(value for value in box if math.isfinite(value))
 
 
 class Tile(Record):

@@ -265,11 +265,14 @@ def _decode(path: Path) -> tuple[Picture, int, tuple[int, int]]:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{width} x {height} pixels")
-        orientation = _orientation(image)
+        # Asked for EXIF, PIL may decode a PNG, and forget that it failed: load first. Its TIFF decoder
+        # turns the picture while loading and then drops the tag, and tells the size it will have.
+        before = _orientation(image) if image.format == "TIFF" else 1
         image.load()
-        # Some decoders (TIFF) turn the picture while loading and then drop the tag.
-        upright = _turn(_to_rgb(image), _orientation(image))
-        return np.ascontiguousarray(upright), orientation, (width, height)
+        after = _orientation(image)
+        stored_wh = (height, width) if before in (5, 6, 7, 8) else (width, height)
+        upright = np.ascontiguousarray(_turn(_to_rgb(image), after))
+        return upright, max(before, after), stored_wh
 
 
 def _orientation(image: Any) -> int:

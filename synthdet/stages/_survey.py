@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from synthdet.config import PrepareConfig
 from synthdet.core import groups, splits, tiles
-from synthdet.core.boxes import check_boxes, to_upright
+from synthdet.core.boxes import check_boxes, fills_photo, to_upright
 from synthdet.core.classes import plan_classes
 from synthdet.core.flights import Taken
 from synthdet.core.records import SPLITS, XYXY, Box, Photo, Rejected
@@ -56,7 +56,7 @@ def make_survey(
     ground = _kept_ground(plan, earlier, settings) or plan_ground(photos, settings)
     planned = plan_tiles(photos, class_names, ground.crop_side, settings)
     small = sum(min(photo.width, photo.height) < ground.crop_side for photo in photos)
-    notes = [*plan.notes, *describe_tiles(planned, small, ground)]
+    notes = [*plan.notes, *_say_filled(photos), *describe_tiles(planned, small, ground)]
     write_records(folder.path / "photos.jsonl", photos)
     write_records(folder.path / "rejected.jsonl", rejected)
     write_records(folder.path / SPLITS_FILE, _splits.assignments(checked, plan, earlier))
@@ -91,6 +91,21 @@ def make_survey(
     )
 
 
+def _say_filled(photos: Sequence[Photo]) -> list[str]:
+    filled = [
+        photo.path
+        for photo in photos
+        for box in photo.boxes
+        if fills_photo(box.xyxy, photo.width, photo.height)
+    ]
+    if not filled:
+        return []
+    return [
+        f"{len(filled)} box(es) mark nearly a whole photo rather than an animal in it (first: {filled[0]}): look at them, "
+        "correct the annotations or leave those photos out"
+    ]
+
+
 def _kept_ground(
     plan: _splits.Plan, earlier: _splits.Earlier | None, settings: PrepareConfig
 ) -> tiles.Ground | None:
@@ -109,7 +124,8 @@ def _handle_unlabelled(
 ) -> Annotations:
     known = {photo.path for photo in annotations.photos}
     known |= {entry.path for entry in annotations.rejected}  # annotated, if unreadably
-    unlabelled = [path for path in recognised.listing.photos if path not in known]
+    photos = recognised.listing.photos
+    unlabelled = [path for path in photos if path not in known]
     if not unlabelled or settings.unlabelled == "ignore":
         rejected = [
             Rejected(path=path, reason="has no annotation (prepare.unlabelled: ignore)")
@@ -118,7 +134,7 @@ def _handle_unlabelled(
         return annotations.with_more(rejected=rejected)
     if settings.unlabelled == "error":
         raise SynthdetError(
-            f"{len(unlabelled)} of {len(unlabelled) + len(known)} photos have no annotation file (first: {unlabelled[0]}): "
+            f"{len(unlabelled)} of {len(photos)} photos have no annotation file (first: {unlabelled[0]}): "
             "set prepare.unlabelled to ignore, or to negative if they hold no animals"
         )
     empty = [
@@ -164,6 +180,9 @@ def _check_photos(
             rejected.extend(
                 Rejected(path=photo.path, reason=reason, box=box.xyxy) for box, reason in dropped
             )
+            if dropped and not kept:  # not a photo without animals
+                rejected.append(Rejected(path=photo.path, reason="none of its boxes can be used"))
+                continue
             checked.append(
                 Checked(
                     photo.path,
