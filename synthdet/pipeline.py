@@ -20,10 +20,18 @@ from synthdet.config import (
     parse_config,
     set_values,
 )
-from synthdet.core.records import ManifestEntry, SyntheticImage, Tile
+from synthdet.core.records import ManifestEntry, Photo, SyntheticImage, Tile
 from synthdet.errors import SynthdetError
 from synthdet.progress import Reporter
-from synthdet.workspace import CONFIG_NAME, STAGES, Workspace, hash_file, read_json, read_records
+from synthdet.workspace import (
+    CONFIG_NAME,
+    HASHES_NAME,
+    STAGES,
+    Workspace,
+    hash_file,
+    read_json,
+    read_records,
+)
 
 if TYPE_CHECKING:
     from synthdet.models.detector import DetectorProcess
@@ -323,7 +331,9 @@ def _reasons(counts: dict[str, Any]) -> str:
 
 
 def verify(workspace: Workspace) -> list[str]:
-    """Read every file again and compare it with its record.
+    """Read every file again, the photos too, and compare it with its record.
+
+    A photo that is another than it looks from outside is read again by the next `prepare`.
 
     Returns:
         A line for every file that is missing or differs. Empty: all is well.
@@ -334,7 +344,22 @@ def verify(workspace: Workspace) -> list[str]:
             problems.append(f"{workspace.relative(path)} is missing")
         elif hash_file(path) != sha256:
             problems.append(f"{workspace.relative(path)} is not the file that was written")
+    for path, sha256 in _prepared_photos(workspace):
+        if not path.is_file():
+            problems.append(f"{path} is missing")
+        elif hash_file(path) != sha256:
+            problems.append(f"{path} is not the photo that was prepared")
+            (workspace.root / HASHES_NAME).unlink(missing_ok=True)
     return problems
+
+
+def _prepared_photos(workspace: Workspace) -> Iterator[tuple[Path, str]]:
+    """The user's photos; none where their folder is not there any more, which a run can do without."""
+    folder = workspace.stage("prepare").path
+    photos = read_records(folder / "photos.jsonl", Photo)
+    root = Path(read_json(folder / "dataset.json").get("photos", "")) if photos else Path()
+    for photo in photos if root.is_dir() else ():
+        yield root / photo.path, photo.sha256
 
 
 def _promised_files(workspace: Workspace) -> Iterator[tuple[Path, str]]:

@@ -28,6 +28,8 @@ from synthdet.errors import SynthdetError
 STAGES = ("prepare", "finetune", "generate", "filter", "label", "export", "evaluate")
 CONFIG_NAME = "synthdet.yaml"
 LOCK_NAME = "stage.json"
+HASHES_NAME = ".photo-hashes.json"
+"""Beside the lock: what is known of the users' files, so that only changed ones are read again."""
 _VERSIONED = ("torch", "diffusers", "transformers", "peft", "ultralytics-opencv-headless", "numpy")
 
 R = TypeVar("R", bound=Record)

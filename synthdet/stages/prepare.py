@@ -14,10 +14,12 @@ Resume:
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from synthdet.config import Config
 from synthdet.core.records import SPLITS, Photo, Tile
@@ -27,9 +29,20 @@ from synthdet.stages import _photos
 from synthdet.stages._annotations import Recognised, recognise
 from synthdet.stages._survey import SURVEY_FILES, make_survey
 from synthdet.stages._tiles import cut_tiles, plan_tiles
-from synthdet.workspace import Workspace, hash_file, hash_json, read_json, read_records
+from synthdet.workspace import (
+    HASHES_NAME,
+    Workspace,
+    hash_file,
+    hash_json,
+    read_json,
+    read_records,
+    write_text,
+)
 
 __all__ = ["Recognised", "recognise", "run"]
+
+_RACY_NS: Final = 2_000_000_000
+"""A file changed less than this long ago is read again at the next start."""
 
 
 def run(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool = False) -> None:
@@ -51,7 +64,7 @@ def run(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool 
     if lock is not None and not redo and not (folder.path / SURVEY_FILES[-1]).is_file():
         folder.lock_path.unlink()  # nothing was made yet: other settings are welcome
     recognised = recognise(photos_dir, settings.labels, settings.format, settings.csv)
-    hashes = _hash_inputs(recognised, settings.workers)
+    hashes = _hash_inputs(recognised, settings.workers, workspace.root / HASHES_NAME)
     done = folder.claim(
         settings=settings.settings("making"),
         inputs={"photos": hash_json(hashes)},
@@ -83,16 +96,50 @@ def run(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool 
     reporter.close("prepare", _closing_line(counts))
 
 
-def _hash_inputs(recognised: Recognised, workers: int) -> dict[str, str]:
-    """SHA-256 of every photo (by its path) and every annotation file (by its whole path)."""
+def _hash_inputs(recognised: Recognised, workers: int, memory: Path) -> dict[str, str]:
+    """SHA-256 of every photo (by its path) and every annotation file (by its whole path).
+
+    A file is read again only where its size, times or inode are not those that it was last read with.
+    Those of a file that was changed in the last moments tell nothing: it may change again within the
+    same tick of the clock.
+
+    Source:
+        The last is git's rule for "racily clean" files (Documentation/technical/racy-git).
+    """
     root = recognised.listing.root
     photos = recognised.listing.photos
     paths = [*(root / photo for photo in photos), *recognised.files]
     names = [*photos, *(os.path.relpath(path, root) for path in recognised.files)]
+    known = _read_memory(memory)
+    settled = time.time_ns() - _RACY_NS
+
+    def hash_once(path: Path) -> tuple[list[int], str]:
+        found = path.stat()
+        stamp = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+        before = known.get(str(path))
+        return stamp, before[1] if before and before[0] == stamp else hash_file(path)
+
     try:
-        return dict(zip(names, _photos.in_order(hash_file, paths, workers), strict=True))
+        found = list(_photos.in_order(hash_once, paths, workers))
     except OSError as error:
         raise SynthdetError(f"{error.filename} cannot be read: {error.strerror}") from error
+    now = {
+        str(path): entry
+        for path, entry in zip(paths, found, strict=True)
+        if max(entry[0][1:3]) < settled
+    }
+    if now != known:
+        write_text(memory, json.dumps(now, separators=(",", ":")))
+    return dict(zip(names, (sha256 for _stamp, sha256 in found), strict=True))
+
+
+def _read_memory(path: Path) -> dict[str, tuple[list[int], str]]:
+    """What the last start knew; nothing where it cannot be read, for it can be found out again."""
+    try:
+        entries = json.loads(path.read_bytes())
+        return {str(name): (list(stamp), str(sha256)) for name, (stamp, sha256) in entries.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
 
 
 def _counts(

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from synthdet import pipeline
 from synthdet.config import Config
 from synthdet.core.records import SPLITS, Photo, Rejected, Tile
 from synthdet.errors import SynthdetError
@@ -149,6 +150,59 @@ def test_twice_reads_no_photo(tmp_path, monkeypatch):
     prepare.run(workspace, workspace.read_config(), reporter)
     assert contents(workspace) == before
     assert "12 photos" in said(reporter)
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr(prepare, "hash_file", counted)
+    return read
+
+
+def test_a_start_reads_only_what_changed(tmp_path, monkeypatch):
+    photos = make_yolo_survey(tmp_path / "photos")
+    monkeypatch.setattr(prepare, "_RACY_NS", 0)
+    workspace, _said = go(tmp_path, photos)
+    read = count_reads(monkeypatch)
+    prepare_again(workspace)
+    assert read == []
+    changed = photos / "train" / "labels" / "flight0_0000.txt"
+    before = changed.stat()
+    changed.write_text(changed.read_text().replace("0 ", "0  ", 1)[: before.st_size])
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))  # as some tools do
+    assert "photos changed" in prepare_again(workspace)
+    assert read == [changed.name]
+    os.utime(photos / "train" / "images" / "flight0_0000.jpg")
+    prepare_again(workspace)
+    assert read == [changed.name, "flight0_0000.jpg"]
+    (workspace.root / ".photo-hashes.json").write_text("{")
+    prepare_again(workspace)
+    assert len(read) == 2 + 12 + 12 + 1 + 3  # photos, labels, data.yaml, metadata.jsonl
+
+
+def test_a_file_changed_a_moment_ago_is_read_again(tmp_path, monkeypatch):
+    photos = make_yolo_survey(tmp_path / "photos")
+    workspace, _said = go(tmp_path, photos)
+    read = count_reads(monkeypatch)
+    prepare_again(workspace)
+    assert len(read) == 28
+
+
+def test_verify_reads_the_photos_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "_RACY_NS", 0)
+    workspace = make_prepared_run(tmp_path)
+    assert pipeline.verify(workspace) == []
+    memory = workspace.root / ".photo-hashes.json"
+    photo = tmp_path / "photos" / photos_of(workspace)[0].path
+    photo.write_bytes(photo.read_bytes() + b" ")
+    assert pipeline.verify(workspace) == [f"{photo} is not the photo that was prepared"]
+    assert not memory.exists()
+    shutil.rmtree(tmp_path / "photos")
+    assert pipeline.verify(workspace) == []
 
 
 class Killed(BaseException):
