@@ -95,6 +95,8 @@ class PrepareConfig(Section):
     """With `scale: auto`: the median animal's longer side as a share of the tile."""
     views: int = Field(2, ge=1)
     """Train tiles cut around an animal, each at another offset. Val and test have one."""
+    zoom: float = Field(1.5, ge=1, le=4)
+    """Further train tiles around an animal are cut up to so many times larger or smaller, as far as the animal stays within the sizes that the survey shows (5th to 95th percentile) and no pixel is blown up. 1: all at one scale. Val and test always are."""
     background_fraction: float = Field(0.2, ge=0, lt=1)
     """Share of background tiles (no animal) among all the tiles of a split, where the photos have room."""
     caption: str = "aerial photo of {animals}"
@@ -256,6 +258,12 @@ class ExportConfig(Section):
     """Which ones, where there are more than asked for: drawn by seed, most similar to the real ones, or as unlike each other as can be (by their CLIP embeddings)."""
     augmented: Literal["arm", "train"] = _decision("arm")
     """Augmented copies of the real train tiles, as many as there are synthetic pictures. `arm`: made where `evaluate.arms` names real_plus_augmented, for that arm alone; `train`: always made, and part of the exported train set."""
+    voc: bool = _decision(True)
+    """Write Pascal VOC (XML) beside YOLO and COCO."""
+    whole_frames: bool = _decision(True)
+    """Keep the whole real test photos too, in `frames/`, for a test by tiled inference."""
+    keep_metadata: bool = _decision(False)
+    """Leave GPS, serial numbers, camera data and texts in the exported pictures. Without it they are taken out: where endangered animals live is not given away."""
     seed: int = _decision(0)
     """Seed of the choice, and of the augmented copies."""
 

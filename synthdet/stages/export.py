@@ -21,7 +21,6 @@ train tiles. Val and test are the measure: no verdict takes a picture out of the
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import zipfile
@@ -32,12 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from synthdet.config import Config
-from synthdet.core.boxes import check_boxes
+from synthdet.core.boxes import MIN_SIDE, check_boxes
 from synthdet.core.datacard import CardFacts, make_data_card
-from synthdet.core.formats.coco import to_coco
 from synthdet.core.formats.yolo import to_yolo_lines
 from synthdet.core.mixing import Candidate, Embeddings, Settled, choose, settle
 from synthdet.core.records import (
@@ -46,6 +43,7 @@ from synthdet.core.records import (
     Decision,
     Label,
     ManifestEntry,
+    Photo,
     Score,
     Source,
     Split,
@@ -56,8 +54,10 @@ from synthdet.core.records import (
 from synthdet.core.splits import require_train
 from synthdet.errors import SynthdetError
 from synthdet.progress import Reporter
-from synthdet.stages.export_augment import make_augment, plan_copies, write_copy
+from synthdet.stages.export_augment import Augment, make_augment, plan_copies, write_copy
 from synthdet.stages.export_check import check_export
+from synthdet.stages.export_frames import add_frame, plan_frames
+from synthdet.stages.export_write import DatasetWriter
 from synthdet.workspace import (
     LOCK_NAME,
     StageFolder,
@@ -69,6 +69,8 @@ from synthdet.workspace import (
     write_text,
 )
 
+_STEP = 256
+"""Pictures between two moves of the progress bar."""
 NOT_CHOSEN = "more than the mix asks for"
 LORA_NAME = "pytorch_lora_weights.safetensors"
 
@@ -78,6 +80,8 @@ class _Inputs:
     """What the stages before left."""
 
     class_names: tuple[str, ...]
+    photos: list[Photo]
+    photos_dir: Path
     tiles: list[Tile]
     images: list[SyntheticImage]
     scores: dict[str, Score]
@@ -106,8 +110,9 @@ class _Plan:
     """
 
     entries: list[ManifestEntry]
-    sources: list[Path]
+    sources: list[str]
     copies: list[_Copy]
+    frames: list[tuple[Photo, Path]]
     left_out: dict[str, int]
     notes: list[str]
 
@@ -144,17 +149,7 @@ def run(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool 
         reporter.note("export", note)
     _check_plan(plan, given.class_names, workspace)
     build = folder.path / ".tmp-build"
-    with reporter.bar("export", len(plan.entries)) as advance:
-        for entry, source in zip(plan.entries, plan.sources, strict=True):
-            _write_picture(build, entry, source)
-            advance(1)
-    copies = _make_copies(build, plan, config, reporter)
-    if config.export.augmented == "train":
-        plan.entries.extend(copies)
-    elif _is_augmented(config):
-        write_records(build / "augmented" / "manifest.jsonl", copies)
-    _write_annotations(build, plan.entries, given.class_names)
-    write_records(build / "manifest.jsonl", plan.entries)
+    _write_datasets(build, plan, given, config, reporter)
     write_text(build / "DATA_CARD.md", make_data_card(_card_facts(workspace, given, plan)))
     check_export(build, given.class_names)
     _put_in_place(build, folder.path)
@@ -176,8 +171,11 @@ def _read_inputs(workspace: Workspace, config: Config) -> _Inputs:
     prepare, chosen = workspace.stage("prepare").path, workspace.stage("filter").path
     generated, labelled = workspace.stage("generate").path, workspace.stage("label").path
     verdicts = read_records(workspace.root / "curation.jsonl", Verdict)
+    dataset = read_json(prepare / "dataset.json")
     return _Inputs(
-        class_names=tuple(read_json(prepare / "dataset.json")["classes"]),
+        class_names=tuple(dataset["classes"]),
+        photos=read_records(prepare / "photos.jsonl", Photo),
+        photos_dir=Path(dataset.get("photos", ".")),
         tiles=read_records(prepare / "tiles.jsonl", Tile),
         images=read_records(generated / "images.jsonl", SyntheticImage),
         scores={one.image_id: one for one in read_records(chosen / "scores.jsonl", Score)},
@@ -247,8 +245,9 @@ def _plan(workspace: Workspace, given: _Inputs, config: Config) -> _Plan:
     paths |= {image.image_id: image.path for image in given.images if image.image_id in chosen}
     return _Plan(
         entries,
-        [workspace.root / paths[entry.image_id] for entry in entries],
+        [f"{workspace.root}/{paths[entry.image_id]}" for entry in entries],
         _plan_copies(entries, config),
+        plan_frames(given.photos, given.photos_dir) if config.export.whole_frames else [],
         {reason: left_out[reason] for reason in sorted(left_out) if left_out[reason]},
         _notes(given, verdicts),
     )
@@ -355,7 +354,6 @@ def _entry(
     provenance: dict[str, Any],
 ) -> ManifestEntry:
     name = image_id + Path(picture.path).suffix.lower()
-    usable, _ = check_boxes(boxes, picture.width, picture.height)
     return ManifestEntry(
         image_id=image_id,
         source=source,
@@ -365,9 +363,21 @@ def _entry(
         sha256=picture.sha256,
         width=picture.width,
         height=picture.height,
-        boxes=tuple(usable),
+        boxes=_usable(boxes, picture.width, picture.height),
         provenance=provenance,
     )
+
+
+def _usable(boxes: Sequence[Box], width: int, height: int) -> tuple[Box, ...]:
+    """The boxes as they are, or cut at the edges where one reaches over them."""
+    for box in boxes:
+        x1, y1, x2, y2 = box.xyxy
+        if not (x1 >= 0 <= y1 and x1 + MIN_SIDE <= x2 <= width and y1 + MIN_SIDE <= y2 <= height):
+            break
+    else:
+        if len({(box.class_id, box.xyxy) for box in boxes}) == len(boxes):
+            return tuple(boxes)
+    return tuple(check_boxes(boxes, width, height)[0])
 
 
 def _check_plan(plan: _Plan, class_names: Sequence[str], workspace: Workspace) -> None:
@@ -391,7 +401,7 @@ def _check_plan(plan: _Plan, class_names: Sequence[str], workspace: Workspace) -
                     f"{entry.image_id} has a box of class {box.class_id}, and there are {len(class_names)} classes: "
                     "correct its annotation, or its line in curation.jsonl"
                 )
-        if not source.exists():
+        if not os.path.exists(source):  # noqa: PTH110 - a string, thousands of times
             stage = "prepare" if entry.source == "real" else "generate"
             raise SynthdetError(
                 f"{source} is missing: put it back, or make it again with `synthdet {stage} {workspace.root}`"
@@ -401,30 +411,39 @@ def _check_plan(plan: _Plan, class_names: Sequence[str], workspace: Workspace) -
 # --- writing -----------------------------------------------------------------------------------
 
 
-def _write_picture(build: Path, entry: ManifestEntry, source: Path) -> None:
-    """Copy the picture (a tool may write into its dataset), link COCO's to that copy, write its label."""
-    yolo = _place(build, entry.yolo_path)
-    try:
-        yolo.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, yolo)
-        _write_label(build, entry)
-    except OSError as error:
-        raise _cannot_write(yolo, error) from error
-
-
-def _write_label(build: Path, entry: ManifestEntry) -> None:
-    """The label beside a picture that is there, and its link for COCO."""
-    yolo = _place(build, entry.yolo_path)
-    label = _label_path(yolo)
-    label.parent.mkdir(parents=True, exist_ok=True)
-    label.write_text(to_yolo_lines(entry.boxes, entry.width, entry.height), encoding="utf-8")
-    if entry.coco_path is not None:
-        coco = _place(build, entry.coco_path)
-        coco.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(yolo, coco)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(yolo, coco)
+def _write_datasets(
+    build: Path,
+    plan: _Plan,
+    given: _Inputs,
+    config: Config,
+    reporter: Reporter,
+) -> None:
+    """Write all datasets; ``plan.entries`` become those that stand in the manifest."""
+    mix = config.export
+    with DatasetWriter(
+        build, given.class_names, voc=mix.voc, keep_metadata=mix.keep_metadata
+    ) as writer:
+        with reporter.bar("export", len(plan.entries)) as advance:
+            for index, source in enumerate(plan.sources):
+                plan.entries[index] = writer.add(plan.entries[index], source)
+                if index % _STEP == _STEP - 1:
+                    advance(_STEP)
+            advance(len(plan.sources) % _STEP)
+        copies = _make_copies(build, plan, config, reporter)
+        if mix.augmented == "train":
+            for entry in copies:
+                writer.add_made(entry)
+            plan.entries.extend(copies)
+        elif _is_augmented(config):
+            write_records(build / "augmented" / "manifest.jsonl", copies)
+    if plan.frames:
+        inside = DatasetWriter(
+            build, given.class_names, inside="frames/", keep_metadata=mix.keep_metadata
+        )
+        with inside, reporter.bar("export", len(plan.frames), doing="whole photos") as advance:
+            for photo, path in plan.frames:
+                add_frame(inside, photo, path)
+                advance(1)
 
 
 def _make_copies(
@@ -433,80 +452,49 @@ def _make_copies(
     """Augmented copies, into the train set or, for the arm alone, into ``augmented/``."""
     if not plan.copies:
         return []
-    augment, entries = make_augment(), []
     in_train = config.export.augmented == "train"
-    with reporter.bar("export", len(plan.copies), doing="augmenting") as advance:
-        for copy in plan.copies:
-            tile, name = plan.entries[copy.index], f"{copy.image_id}.png"
-            yolo_path = f"6-export/{'yolo/images/train' if in_train else 'augmented/images'}/{name}"
-            place = _place(build, yolo_path)
-            try:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                width, height, boxes = write_copy(
-                    augment, plan.sources[copy.index], tile.boxes, copy.seed, place
-                )
-                entry = ManifestEntry(
-                    image_id=copy.image_id,
-                    source="augmented",
-                    split="train",
-                    yolo_path=yolo_path,
-                    coco_path=f"6-export/coco/images/train/{name}" if in_train else None,
-                    sha256=hash_file(place),
-                    width=width,
-                    height=height,
-                    boxes=boxes,
-                    provenance=_provenance_of_copy(tile, copy),
-                )
-                _write_label(build, entry)
-            except OSError as error:
-                raise _cannot_write(place, error) from error
-            entries.append(entry)
-            advance(1)
+    images = build / ("yolo/images/train" if in_train else "augmented/images")
+    labels = build / "augmented" / "labels"
+    augment, entries = make_augment(), []
+    try:
+        for folder in (images, *([] if in_train else [labels])):
+            folder.mkdir(parents=True, exist_ok=True)
+        with reporter.bar("export", len(plan.copies), doing="augmenting") as advance:
+            for copy in plan.copies:
+                entry = _make_copy(augment, plan, copy, images / f"{copy.image_id}.png", in_train)
+                if not in_train:
+                    text = to_yolo_lines(entry.boxes, entry.width, entry.height)
+                    (labels / f"{entry.image_id}.txt").write_text(text, encoding="utf-8")
+                entries.append(entry)
+                advance(1)
+    except OSError as error:
+        raise SynthdetError(
+            f"{images} cannot be written ({error.strerror or error}): make room and run the same command again"
+        ) from error
     return entries
 
 
-def _provenance_of_copy(tile: ManifestEntry, copy: _Copy) -> dict[str, Any]:
-    known = {key: tile.provenance[key] for key in tile.provenance if key in ("photo", "group")}
-    return {**known, "tile": tile.image_id, "copy": copy.number, "seed": copy.seed}
-
-
-def _place(build: Path, path: str) -> Path:
-    """Where a path of a record lies while the export is being built."""
-    return build / Path(path).relative_to("6-export")
-
-
-def _cannot_write(path: Path, error: OSError) -> SynthdetError:
-    return SynthdetError(
-        f"{path.parent} cannot be written ({error.strerror or error}): make room and run the same command again"
+def _make_copy(
+    augment: Augment, plan: _Plan, copy: _Copy, place: Path, in_train: bool
+) -> ManifestEntry:
+    tile = plan.entries[copy.index]
+    width, height, boxes = write_copy(
+        augment, Path(plan.sources[copy.index]), tile.boxes, copy.seed, place
     )
-
-
-def _label_path(image: Path) -> Path:
-    """Where YOLO looks for the label of ``images/<split>/<name>``."""
-    *before, _images, after = image.parent.as_posix().rpartition("/images")
-    return Path(f"{''.join(before)}/labels{after}") / f"{image.stem}.txt"
-
-
-def _write_annotations(
-    build: Path, entries: Sequence[ManifestEntry], class_names: Sequence[str]
-) -> None:
-    data: dict[str, Any] = {}
-    for split in SPLITS:
-        for folder in ("yolo/images", "yolo/labels", "coco/images"):
-            (build / folder / split).mkdir(parents=True, exist_ok=True)
-        data[split] = f"images/{split}"
-        pictures = [
-            (Path(entry.yolo_path).name, entry.width, entry.height, entry.boxes)
-            for entry in entries
-            if entry.split == split
-        ]
-        info = {"description": f"{split} pictures, exported by synthdet: see DATA_CARD.md"}
-        text = json.dumps(to_coco(pictures, class_names, info=info), ensure_ascii=False)
-        write_text(build / "coco" / "annotations" / f"instances_{split}.json", text + "\n")
-    data["nc"] = len(class_names)
-    data["names"] = dict(enumerate(class_names))
-    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-    write_text(build / "yolo" / "data.yaml", text)
+    known = {key: tile.provenance[key] for key in tile.provenance if key in ("photo", "group")}
+    where = "yolo/images/train" if in_train else "augmented/images"
+    return ManifestEntry(
+        image_id=copy.image_id,
+        source="augmented",
+        split="train",
+        yolo_path=f"6-export/{where}/{place.name}",
+        coco_path=f"6-export/coco/images/train/{place.name}" if in_train else None,
+        sha256=hash_file(place),
+        width=width,
+        height=height,
+        boxes=boxes,
+        provenance={**known, "tile": tile.image_id, "copy": copy.number, "seed": copy.seed},
+    )
 
 
 def _put_in_place(build: Path, folder: Path) -> None:
@@ -534,7 +522,7 @@ def _is_whole(folder: StageFolder) -> bool:
     if not all((folder.path / name).exists() for name in names):
         return False
     root, augmented = folder.path.parent, 0
-    for name in ("manifest.jsonl", "augmented/manifest.jsonl"):
+    for name in ("manifest.jsonl", "augmented/manifest.jsonl", "frames/manifest.jsonl"):
         for entry in read_records(folder.path / name, ManifestEntry):
             augmented += entry.source == "augmented"
             image = root / entry.yolo_path
@@ -543,6 +531,12 @@ def _is_whole(folder: StageFolder) -> bool:
             if entry.coco_path is not None and not (root / entry.coco_path).exists():
                 return False
     return bool(augmented == (folder.lock() or {})["counts"].get("augmented", 0))
+
+
+def _label_path(image: Path) -> Path:
+    """Where YOLO looks for the label of ``images/<split>/<name>``."""
+    before, _images, after = image.parent.as_posix().rpartition("/images")
+    return Path(f"{before}/labels{after}") / f"{image.stem}.txt"
 
 
 def _counts(plan: _Plan, given: _Inputs) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from synthdet.config import Config, set_values
 from synthdet.core.records import Box, Decision, Label, ManifestEntry, Score, SyntheticImage, Tile
 from synthdet.errors import SynthdetError
 from synthdet.stages import export, export_check
+from synthdet.stages.export_write import DatasetWriter
 from synthdet.workspace import Workspace, hash_file, read_records, write_records, write_text
 from tests.fakes import PlannedError
 from tests.handmade import (
@@ -260,9 +261,9 @@ def test_two_runs_export_the_same_bytes(tmp_path: Path) -> None:
 
 
 WRITES = (
-    "_write_picture",
-    "_write_annotations",
-    "write_records",
+    "DatasetWriter.add",
+    "DatasetWriter.close",
+    "write_text",
     "make_data_card",
     "check_export",
     "_put_in_place",
@@ -284,9 +285,10 @@ def test_killed_and_resumed(
         run(labelled)
     else:
         shutil.rmtree(folder)
-    owner, attribute = (os, "rename") if name == "os.rename" else (export, name)
+    owner: Any = {"os": os, "DatasetWriter": DatasetWriter}.get(name.partition(".")[0], export)
+    attribute = name.rpartition(".")[2]
     real, calls = getattr(owner, attribute), []
-    first_call = {"_write_picture": 4, "os.rename": 3}.get(name, 1)
+    first_call = {"DatasetWriter.add": 4, "os.rename": 3}.get(name, 1)
 
     def stop(*arguments: Any, **named: Any) -> Any:
         calls.append(name)

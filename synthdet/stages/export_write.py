@@ -1,0 +1,263 @@
+"""Write one picture after the other into YOLO, COCO and Pascal VOC, with one line each in the manifest.
+
+Pictures are copied as bytes, not decoded: their metadata is cut out of the file, and what a model drew
+is marked as such. A content that was written before is hard linked to our own copy of it, never to a
+file outside the export.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, Self
+
+import yaml
+
+from synthdet.core.formats.voc import to_voc
+from synthdet.core.formats.yolo import to_yolo_lines
+from synthdet.core.metadata import mark_synthetic, strip_metadata
+from synthdet.core.records import SPLITS, Box, ManifestEntry, Split
+from synthdet.errors import SynthdetError
+
+CARD = "see DATA_CARD.md"
+
+
+class DatasetWriter:
+    """Writes a dataset into a folder that is being built; nothing in it counts before `close`.
+
+    Args:
+        build: The folder, empty, which becomes ``6-export``.
+        class_names: By ``class_id``.
+        inside: Folder of this dataset in it, with a slash: ``""`` or ``"frames/"``.
+        voc: Write Pascal VOC as well.
+        keep_metadata: Leave the metadata of the pictures as it is.
+
+    Raises:
+        SynthdetError: Something cannot be written.
+    """
+
+    def __init__(
+        self,
+        build: Path,
+        class_names: Sequence[str],
+        *,
+        inside: str = "",
+        voc: bool = False,
+        keep_metadata: bool = False,
+    ) -> None:
+        self._build = build
+        self._root = build / inside
+        self._class_names = tuple(class_names)
+        self._keep_metadata = keep_metadata
+        self._written: dict[tuple[str, bool], tuple[str, str]] = {}
+        folders = [f"{kind}/{split}" for kind in ("yolo/images", "yolo/labels", "coco/images") for split in SPLITS]  # fmt: skip
+        folders += ["coco/annotations", *(["voc/Annotations", "voc/JPEGImages"] if voc else [])]
+        for folder in folders:
+            (self._root / folder).mkdir(parents=True, exist_ok=True)
+        self._coco = {split: _CocoFile(self._class_names) for split in SPLITS}
+        self._voc: dict[Split, list[str]] | None = {split: [] for split in SPLITS} if voc else None
+        self._manifest: IO[str] = (self._root / "manifest.jsonl").open("w", encoding="utf-8")
+
+    def add(self, entry: ManifestEntry, source: Path | str) -> ManifestEntry:
+        """Copy a picture in and write its labels.
+
+        Args:
+            entry: Its record; ``sha256`` is that of the source.
+            source: The file it is copied from.
+
+        Returns:
+            The record as it stands in the manifest: with the hash of what was written.
+
+        Raises:
+            SynthdetError: The source is gone or is not the picture that its record describes, or
+                the disk is full.
+        """
+        target = self._at(entry.yolo_path)
+        try:
+            sha256 = self._copy(entry, source, target)
+        except OSError as error:
+            raise _cannot_write(target, error) from error
+        entry = _with_hash(entry, sha256)
+        self.add_made(entry)
+        return entry
+
+    def add_bytes(self, entry: ManifestEntry, content: bytes) -> ManifestEntry:
+        """As `add`, for a picture that was encoded anew and has no metadata."""
+        target = self._at(entry.yolo_path)
+        try:
+            Path(target).write_bytes(content)
+        except OSError as error:
+            raise _cannot_write(target, error) from error
+        entry = _with_hash(entry, hashlib.sha256(content).hexdigest())
+        self.add_made(entry)
+        return entry
+
+    def add_made(self, entry: ManifestEntry) -> None:
+        """Write the labels of a picture that is in its place in the build already."""
+        split, name = entry.split, entry.yolo_path.rpartition("/")[2]
+        picture = self._at(entry.yolo_path)
+        try:
+            label = f"{self._root}/yolo/labels/{split}/{entry.image_id}.txt"
+            _write_new(label, to_yolo_lines(entry.boxes, entry.width, entry.height))
+            _link(picture, f"{self._root}/coco/images/{split}/{name}")
+            self._coco[split].add(name, entry.width, entry.height, entry.boxes)
+            if self._voc is not None:
+                _link(picture, f"{self._root}/voc/JPEGImages/{name}")
+                self._write_voc(entry, name)
+                self._voc[split].append(entry.image_id)
+            self._manifest.write(entry.to_line() + "\n")
+        except OSError as error:
+            raise _cannot_write(picture, error) from error
+
+    def close(self) -> None:
+        """Write what speaks of all pictures: manifest, ``data.yaml``, COCO's JSON, VOC's lists."""
+        try:
+            self._manifest.close()
+            data: dict[str, Any] = {split: f"images/{split}" for split in SPLITS}
+            data |= {"nc": len(self._class_names), "names": dict(enumerate(self._class_names))}
+            text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+            (self._root / "yolo" / "data.yaml").write_text(text, encoding="utf-8")
+            for split, coco in self._coco.items():
+                coco.write(self._root / f"coco/annotations/instances_{split}.json", split)
+            if self._voc is not None:
+                lists = self._root / "voc" / "ImageSets" / "Main"
+                lists.mkdir(parents=True)
+                for split, names in self._voc.items():
+                    (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+        except OSError as error:
+            raise _cannot_write(self._root / "manifest.jsonl", error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_error: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._manifest.close()
+
+    def _at(self, path: str) -> str:
+        """Where a path of a record lies while the export is being built."""
+        return f"{self._build}/{path.removeprefix('6-export/')}"
+
+    def _copy(self, entry: ManifestEntry, source: Path | str, target: str) -> str:
+        """Write the picture; returns its hash. The same content a second time is a link to the first."""
+        is_drawn = entry.source == "synthetic"
+        before = self._written.get((entry.sha256, is_drawn))
+        if before is not None:
+            try:
+                os.link(before[0], target)
+                return before[1]
+            except OSError:  # as many links as the file system allows, or none at all
+                pass
+        try:
+            content = Path(source).read_bytes()
+        except OSError as error:
+            raise SynthdetError(f"{source} cannot be read ({error.strerror})") from error
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise SynthdetError(
+                f"{source} is not the picture that its record describes: it was changed since; "
+                "put the old one back, or make its stage again with --redo"
+            )
+        made = self._finish(content, source, is_drawn)
+        with open(target, "xb") as handle:  # noqa: PTH123 - a string, thousands of times
+            handle.write(made)
+        sha256 = entry.sha256 if made is content else hashlib.sha256(made).hexdigest()
+        self._written[entry.sha256, is_drawn] = target, sha256
+        return sha256
+
+    def _finish(self, content: bytes, source: Path | str, is_drawn: bool) -> bytes:
+        made = content
+        if not self._keep_metadata:
+            stripped = strip_metadata(content)
+            if stripped is None:
+                raise SynthdetError(f"{source} is damaged: make its stage again with --redo")
+            made = content if stripped == content else stripped
+        return mark_synthetic(made) if is_drawn else made
+
+    def _write_voc(self, entry: ManifestEntry, name: str) -> None:
+        try:
+            text = to_voc(name, entry.width, entry.height, entry.boxes, self._class_names)
+        except ValueError as error:
+            raise SynthdetError(
+                f"{error}, so Pascal VOC cannot be written: rename the class with prepare.classes, or set export.voc=false"
+            ) from error
+        _write_new(f"{self._root}/voc/Annotations/{entry.image_id}.xml", text)
+
+
+class _CocoFile:
+    """A COCO file in the making: lines of JSON, so that 100,000 pictures are no 100,000 objects."""
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self._class_names = class_names
+        self._images: list[str] = []
+        self._annotations: list[str] = []
+
+    def add(self, file_name: str, width: int, height: int, boxes: Sequence[Box]) -> None:
+        image_id = len(self._images) + 1
+        self._images.append(
+            f'{{"id": {image_id}, "file_name": {json.dumps(file_name, ensure_ascii=False)}, '
+            f'"width": {width}, "height": {height}}}'
+        )
+        for box in boxes:
+            x1, y1, x2, y2 = box.xyxy
+            wide, high = round(x2 - x1, 4), round(y2 - y1, 4)
+            polygons = [list(polygon) for polygon in box.segmentation or ()]
+            self._annotations.append(
+                f'{{"id": {len(self._annotations) + 1}, "image_id": {image_id}, '
+                f'"category_id": {box.class_id + 1}, '
+                f'"bbox": [{round(x1, 4)}, {round(y1, 4)}, {wide}, {high}], '
+                f'"area": {round(wide * high, 4)}, "iscrowd": 0, "segmentation": {polygons}}}'
+            )
+
+    def write(self, path: Path, split: Split) -> None:
+        categories = [
+            {"id": number, "name": name, "supercategory": "none"}
+            for number, name in enumerate(self._class_names, start=1)
+        ]
+        info = {"description": f"{split} pictures, exported by synthdet: {CARD}"}
+        with path.open("w", encoding="utf-8") as handle:
+            handle.write(f'{{"info": {json.dumps(info)}, "licenses": [],\n"images": [')
+            handle.write(",\n".join(self._images))
+            handle.write('],\n"annotations": [')
+            handle.write(",\n".join(self._annotations))
+            named = json.dumps(categories, ensure_ascii=False)
+            handle.write(f'],\n"categories": {named}}}\n')
+
+
+def _with_hash(entry: ManifestEntry, sha256: str) -> ManifestEntry:
+    """The record with the hash of what was written, and of what it was written from where that differs."""
+    if sha256 == entry.sha256:
+        return entry
+    provenance = {**entry.provenance, "copy_of": entry.sha256}
+    return entry.model_copy(update={"sha256": sha256, "provenance": provenance})
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # as many links as the file system allows, or none at all
+        content = Path(source).read_bytes()
+        with open(target, "xb") as handle:  # noqa: PTH123
+            handle.write(content)
+
+
+def _write_new(path: str, text: str) -> None:
+    """Write a small file that is not there yet; a tenth of the time that a text handle takes."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    content = text.encode()
+    try:
+        if os.write(descriptor, content) < len(content):
+            raise OSError(errno.ENOSPC, "the disk is full")
+    finally:
+        os.close(descriptor)
+
+
+def _cannot_write(path: Path | str, error: OSError) -> SynthdetError:
+    return SynthdetError(
+        f"{Path(path).parent} cannot be written ({error.strerror or error}): make room and run the same command again"
+    )
