@@ -96,7 +96,7 @@ def list_files(root: Path) -> Listing:
         place = Path(folder)
         linked = [name for name in subfolders if (place / name).is_symlink()]
         for name in sorted(linked):
-            path = (place / name).relative_to(root).as_posix()
+            path = (place / name).relative_to(root).as_posix().encode("utf-8", "replace").decode()
             rejected.append(Rejected(path=path, reason="is a link to a folder: not followed"))
         subfolders[:] = sorted(
             name
@@ -108,6 +108,12 @@ def list_files(root: Path) -> Listing:
         for name in sorted(names):
             path = (place / name).relative_to(root).as_posix()
             if name.startswith("."):
+                continue
+            if not _is_text(path):
+                if name.lower().endswith(PHOTO_SUFFIXES):
+                    told = path.encode("utf-8", "replace").decode()
+                    reason = "has a name that is no text in UTF-8: rename it"
+                    rejected.append(Rejected(path=told, reason=reason))
                 continue
             if (place / name).is_symlink() and not _leads_inside(place / name, real_root):
                 if name.lower().endswith(PHOTO_SUFFIXES):
@@ -127,6 +133,15 @@ def _refuse_others(files: Sequence[str]) -> list[Rejected]:
         for path in sorted(files)
         if path.lower().endswith(_OTHER_SUFFIXES) and path.rpartition(".")[0] not in stems
     ]
+
+
+def _is_text(path: str) -> bool:
+    """Whether a file's name can be written into records; some disks hold names that cannot."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _leads_inside(link: Path, real_root: Path) -> bool:

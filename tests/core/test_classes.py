@@ -49,3 +49,28 @@ def test_a_class_that_does_not_exist_is_refused():
 def test_dropping_everything_is_refused():
     with pytest.raises(SynthdetError, match="drops every class"):
         plan_classes(["seal"], [1], {"*": None})
+
+
+def test_names_that_differ_only_in_writing_are_refused_until_told():
+    names, counts = ["Grey seal", "grey_seal", "pup", "GREY SEAL"], [3, 9, 4, 1]
+    with pytest.raises(SynthdetError, match=r"'Grey seal' 3 boxes, 'grey_seal' 9 boxes.*prepare"):
+        plan_classes(names, counts, None)
+    told = {"Grey seal": "grey_seal", "GREY SEAL": "grey_seal", "grey_seal": "grey_seal"}
+    assert plan_classes(names, counts, told) == (["grey_seal", "pup"], [0, 0, 1, 0])
+
+
+def test_numbered_names_are_refused_until_told():
+    names = [*(f"seal_{number:02d}" for number in range(100)), "rock"]
+    with pytest.raises(
+        SynthdetError, match=r"100 of 101 categories are 'seal' with a number.*200 boxes.*'rock' 7"
+    ):
+        plan_classes(names, [*[2] * 100, 7], None)
+    assert plan_classes(names, [*[2] * 100, 7], {"*": "seal", "rock": "rock"})[0] == [
+        "seal",
+        "rock",
+    ]
+
+
+def test_a_few_numbered_names_are_classes():
+    names = ["stage 1", "stage 2", "stage 3"]
+    assert plan_classes(names, [1, 2, 3], None)[0] == names

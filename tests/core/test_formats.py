@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as masks
 
+from synthdet.config import CsvKey
+from synthdet.core.formats.annotated import AnnotatedPhoto, around_turned, to_size
 from synthdet.core.formats.coco import from_coco, to_coco
+from synthdet.core.formats.cvat import from_cvat, is_cvat, to_cvat
+from synthdet.core.formats.labelme import from_labelme, is_labelme, to_labelme
+from synthdet.core.formats.safe_xml import parse_xml
+from synthdet.core.formats.table import KEYS, from_csv, to_csv
+from synthdet.core.formats.voc import from_voc, is_voc, to_voc
 from synthdet.core.formats.yolo import (
     from_yolo_lines,
     names_from_text,
@@ -23,6 +31,7 @@ from synthdet.errors import SynthdetError
 
 sides = st.integers(8, 9000)
 shares = st.floats(0, 1)
+unequal = st.tuples(sides, sides).filter(lambda size: size[0] != size[1])
 
 
 def boxes_in(width: int, height: int, corners: list[tuple[float, ...]]) -> list[Box]:
@@ -35,8 +44,9 @@ def boxes_in(width: int, height: int, corners: list[tuple[float, ...]]) -> list[
     return boxes
 
 
-@given(sides, sides, st.lists(st.tuples(shares, shares, shares, shares), max_size=5))
-def test_yolo_round_trip(width, height, corners):
+@given(unequal, st.lists(st.tuples(shares, shares, shares, shares), max_size=5))
+def test_yolo_round_trip(size, corners):
+    width, height = size
     boxes = boxes_in(width, height, corners)
     text = to_yolo_lines(boxes, width, height)
     back, problems = from_yolo_lines(text, width, height)
@@ -50,8 +60,9 @@ def test_yolo_round_trip(width, height, corners):
         assert 0 <= y - h / 2 <= y + h / 2 <= 1 + 1e-12
 
 
-@given(sides, sides, st.lists(st.tuples(shares, shares, shares, shares), max_size=5))
-def test_coco_round_trip(width, height, corners):
+@given(unequal, st.lists(st.tuples(shares, shares, shares, shares), max_size=5))
+def test_coco_round_trip(size, corners):
+    width, height = size
     boxes = boxes_in(width, height, corners)
     fields = json.loads(json.dumps(to_coco([("a.jpg", width, height, boxes)], ["a", "b", "c"])))
     (image,) = from_coco(fields, where="a.json").photos
@@ -209,3 +220,428 @@ def test_no_coco_image_or_category_raises_but_as_an_error_for_people(entry):
 def test_other_json_is_refused(fields):
     with pytest.raises(SynthdetError, match=r"a\.json is not a COCO file"):
         from_coco(fields, where="a.json")
+
+
+# --- Pascal VOC, LabelMe, CVAT, CSV: there and back ----------------------------------------------
+
+NAMES = ("grey seal", 'a "pup" <1 year & wet', "Kegelrobbe (männlich)")
+
+
+def is_photo(name: str) -> bool:
+    return name.endswith(".jpg")
+
+
+def table(text: str, **options: object):
+    return from_csv(text, where="a.csv", is_photo=is_photo, **options)
+
+
+def there_and_back(format_: str, width: int, height: int, boxes: list[Box]):
+    photos = [("ä b.jpg", width, height, boxes)]
+    if format_ == "voc":
+        root = parse_xml(to_voc(*photos[0], NAMES).encode())
+        assert is_voc(root)
+        return from_voc(root)
+    if format_ == "labelme":
+        fields = json.loads(json.dumps(to_labelme(*photos[0], NAMES)))
+        assert is_labelme(fields)
+        return from_labelme(fields)
+    if format_ == "cvat":
+        root = parse_xml(to_cvat(photos, NAMES).encode())
+        assert is_cvat(root)
+        return from_cvat(root, where="a.xml")
+    return table(to_csv(photos, NAMES))
+
+
+@pytest.mark.parametrize("format_", ["voc", "labelme", "cvat", "csv"])
+@settings(max_examples=60, deadline=None)
+@given(size=unequal, corners=st.lists(st.tuples(shares, shares, shares, shares), max_size=5))
+def test_round_trips(format_, size, corners):
+    boxes = boxes_in(*size, corners)
+    file = there_and_back(format_, *size, boxes)
+    (photo,) = file.photos
+    assert photo.file_name == "ä b.jpg"
+    assert photo.problems == []
+    assert photo.size_wh == size
+    assert [file.class_names[box.class_id] for box in photo.boxes] == [
+        NAMES[box.class_id] for box in boxes
+    ]
+    for box, again in zip(boxes, photo.boxes, strict=True):
+        assert again.xyxy == pytest.approx(box.xyxy, abs=0.01)
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=unequal, corners=st.lists(st.tuples(shares, shares, shares, shares), max_size=5))
+def test_yolo_polygons_and_oriented_boxes_become_the_box_around_them(size, corners):
+    width, height = size
+    boxes = boxes_in(width, height, corners)
+    for box in boxes:
+        x1, y1, x2, y2 = (v / side for v, side in zip(box.xyxy, (width, height) * 2, strict=True))
+        mid = (x1 + x2) / 2
+        oriented = f"0 {x1} {y1} {x2} {y1} {x2} {y2} {x1} {y2}"
+        polygon = f"0 {mid} {y1} {x2} {y2} {x1} {y2} {x1} {(y1 + y2) / 2} {x1} {y1}"
+        for line in (oriented, polygon):
+            (back,), problems = from_yolo_lines(line, width, height)
+            assert problems == []
+            assert back.xyxy == pytest.approx(box.xyxy, abs=0.01)
+
+
+@given(
+    st.tuples(st.integers(0, 39), st.integers(0, 39), st.integers(41, 64), st.integers(41, 60)),
+)
+def test_run_lengths_agree_with_pycocotools(xyxy):
+    x1, y1, x2, y2 = xyxy
+    mask = np.zeros((60, 64), np.uint8, order="F")
+    mask[y1:y2, x1:x2] = 1
+    mask[y1, x1] = 0  # a corner off: the box stays
+    packed = masks.encode(mask)
+    text = {"size": packed["size"], "counts": packed["counts"].decode()}
+    plain = {"size": packed["size"], "counts": run_lengths_of(mask)}
+    x, y, w, h = masks.toBbox(packed)
+    for segmentation in (text, plain):
+        photo = from_coco(coco_with(segmentation=segmentation), where="a.json").photos[0]
+        assert photo.boxes[0].xyxy == (x, y, x + w, y + h)
+
+
+def run_lengths_of(mask: np.ndarray) -> list[int]:
+    flat = mask.ravel(order="F")
+    edges = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
+    runs = np.diff(edges).tolist()
+    return [0, *runs] if flat[0] else runs
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        {"size": [0, 0], "counts": [1, 1]},
+        {"size": [0, 64], "counts": "11"},
+        {"size": [48, 64], "counts": [1, -1, 5]},
+        {"size": [48, 64], "counts": [10**30, 10**30]},
+        {"size": [48, 64], "counts": "\x7f\x7f"},
+        {"size": [48, 64], "counts": "o" * 400},
+        {"size": [48, 64], "counts": []},
+        {"counts": [1, 2]},
+        [[1, 2, 3, 4, 5]],
+        "[[1, 2]]",
+    ],
+)
+def test_masks_that_end_other_programs_are_told(segmentation):
+    fields = coco_with(segmentation=segmentation)
+    del fields["images"][0]["width"]
+    photo = from_coco(fields, where="a.json").photos[0]
+    assert photo.boxes == []
+    assert photo.problems[0].startswith("annotation 1 ")
+
+
+def test_ids_of_a_coco_file_may_be_numbers_or_text():
+    fields = coco_with(bbox=[1, 2, 3, 4])
+    fields["images"][0]["id"] = 7
+    fields["annotations"][0]["image_id"] = "7"
+    fields["annotations"].append({"image_id": 7.0, "category_id": "5", "bbox": [5, 6, 7, 8]})
+    fields["annotations"].append({"image_id": 8, "category_id": 5, "bbox": [5, 6, 7, 8]})
+    file = from_coco(fields, where="a.json")
+    assert [box.xyxy for box in file.photos[0].boxes] == [(1, 2, 4, 6), (5, 6, 12, 14)]
+    assert file.problems == ("annotation 3 belongs to none of the images",)
+
+
+@pytest.mark.parametrize("part", ["images", "categories"])
+def test_ids_that_come_twice_are_refused(part):
+    fields = coco_with(bbox=[1, 2, 3, 4])
+    fields[part].append(fields[part][0])
+    with pytest.raises(SynthdetError, match="have the same id"):
+        from_coco(fields, where="a.json")
+
+
+# --- Pascal VOC ----------------------------------------------------------------------------------
+
+
+def voc(objects: str, *, database: str = "", size: str = "<size><width>64</width></size>"):
+    source = f"<source><database>{database}</database></source>"
+    return from_voc(
+        parse_xml(f"<annotation>\n{source}{size}\n{objects}</annotation>".encode())
+    ).photos[0]
+
+
+CORNERS = "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax>"
+
+
+@pytest.mark.parametrize(
+    ("database", "xyxy"),
+    [
+        ("", (11, 21, 30, 40)),
+        ("Unknown", (11, 21, 30, 40)),
+        ("The VOC2012 Database", (10, 20, 30, 40)),
+        ("roboflow.com", (10, 20, 30, 40)),
+    ],
+)
+def test_voc_counts_pixels_as_its_writer_did(database, xyxy):
+    box = f"<object><name>seal</name><bndbox>{CORNERS.format(11, 21, 30, 40)}</bndbox></object>"
+    assert voc(box, database=database).boxes[0].xyxy == xyxy
+
+
+def test_voc_polygons_and_turned_boxes():
+    polygon = "<x1>10</x1><y1>5</y1><x2>30</x2><y2>6</y2><x3>20</x3><y3>25</y3>"
+    turned = "<cx>20</cx><cy>10</cy><w>20</w><h>10</h><angle>1.5707963267948966</angle>"
+    photo = voc(
+        f"<object><name>seal</name><polygon>{polygon}</polygon></object>"
+        f"<object><name>seal</name><robndbox>{turned}</robndbox></object>"
+    )
+    assert [box.xyxy for box in photo.boxes] == [(10, 5, 30, 25), (15, 0, 25, 20)]
+    assert photo.size_wh is None
+
+
+@pytest.mark.parametrize(
+    ("marked", "problem"),
+    [
+        ("<object><bndbox/></object>", "line 3: object has no name"),
+        ("<object><name>a</name></object>", "line 3: object has neither bndbox nor polygon"),
+        (
+            f"<object><name>a</name><bndbox>{CORNERS.format(1, 'x', 3, 4)}</bndbox></object>",
+            "line 3: object ymin is not a number ('x')",
+        ),
+        (
+            f"<object><name>a</name><bndbox>{CORNERS.format(1, 2, 'nan', 4)}</bndbox></object>",
+            "line 3: object xmax is not a finite number ('nan')",
+        ),
+        (
+            "<object><name>a</name><polygon><x1>1</x1><y1>1</y1></polygon></object>",
+            "line 3: object has a polygon without three corners",
+        ),
+    ],
+)
+def test_a_bad_voc_object_is_told_with_its_line(marked, problem):
+    photo = voc(marked)
+    assert photo.boxes == []
+    assert photo.problems == [problem]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b'<!DOCTYPE a [<!ENTITY b "seal">]><a>&b;</a>', "line 1: has a DOCTYPE"),
+        (b'<?xml version="1.0"?>\n<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>', "line 2: has a"),
+        (b"<a>\n<b></a>", "line 2: is not readable as XML: mismatched tag"),
+        (b"", "no element found"),
+        (b"<a>" * 50, "nested too deeply"),
+        (b'<?xml version="1.0" encoding="klingon"?><a/>', "line 1: "),
+    ],
+)
+def test_xml_that_is_not_safe_or_whole_is_refused(content, problem):
+    with pytest.raises(ValueError, match=problem.replace("(", "\\(")):
+        parse_xml(content)
+
+
+# --- LabelMe, CVAT -------------------------------------------------------------------------------
+
+
+def labelme(**shape: object) -> AnnotatedPhoto:
+    fields = {
+        "shapes": [{"label": "seal", **shape}],
+        "imagePath": "..\\a.jpg",
+        "imageData": "x" * 99,
+    }
+    return from_labelme(fields).photos[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "points", "xyxy"),
+    [
+        ("rectangle", [[30, 25], [10, 5]], (10, 5, 30, 25)),
+        ("rectangle", [[10, 5], [30, 5], [30, 25], [10, 25]], (10, 5, 30, 25)),
+        ("polygon", [[10, 9], [30, 5], [20, 25]], (10, 5, 30, 25)),
+        (None, [[10, 9], [30, 5], [20, 25]], (10, 5, 30, 25)),
+        ("rotation", [[20, 5], [30, 15], [20, 25], [10, 15]], (10, 5, 30, 25)),
+        ("circle", [[20, 15], [23, 19]], (15, 10, 25, 20)),
+        ("mask", [[10, 5], [30, 25]], (10, 5, 30, 25)),
+    ],
+)
+def test_every_labelme_shape_with_an_area_becomes_a_box(kind, points, xyxy):
+    assert labelme(shape_type=kind, points=points).boxes[0].xyxy == xyxy
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"shape_type": "point", "points": [[1, 2]]},
+        {"shape_type": "linestrip", "points": [[1, 2], [3, 4], [5, 6]]},
+        {"shape_type": "rectangle", "points": [[1, 2]]},
+        {"shape_type": "rectangle", "points": [[1, "x"], [2, 3]]},
+        {"shape_type": "polygon", "points": 3},
+        {"shape_type": "rectangle", "points": [[1, 2], [3, 4]], "label": " "},
+        {"shape_type": "rectangle", "points": [[1, 2], [3, 4]], "label": 3},
+    ],
+)
+def test_a_bad_labelme_shape_is_told(shape):
+    photo = labelme(**shape)
+    assert photo.boxes == []
+    assert photo.problems[0].startswith("shape 1 ")
+
+
+CVAT = """<annotations><version>1.1</version>
+<meta><project><labels><label><name>rock</name></label><label><name>seal</name></label></labels></project></meta>
+<image id="0" name="sub/a.jpg" subset="Validation" width="64" height="48">
+{}
+</image></annotations>"""
+
+
+@pytest.mark.parametrize(
+    ("shape", "xyxy"),
+    [
+        ('<box label="seal" xtl="10" ytl="5" xbr="30" ybr="25"/>', (10, 5, 30, 25)),
+        ('<box label="seal" xtl="10" ytl="5" xbr="30" ybr="15" rotation="90"/>', (15, 0, 25, 20)),
+        ('<polygon label="seal" points="10,9;30,5;20.0,25"/>', (10, 5, 30, 25)),
+        ('<ellipse label="seal" cx="20" cy="15" rx="10" ry="4"/>', (10, 11, 30, 19)),
+        (
+            '<mask label="seal" rle="3, 4" left="10" top="5" width="20" height="9"/>',
+            (10, 5, 30, 14),
+        ),
+    ],
+)
+def test_every_cvat_shape_with_an_area_becomes_a_box(shape, xyxy):
+    file = from_cvat(parse_xml(CVAT.format(shape).encode()), where="a.xml")
+    assert file.class_names == ("rock", "seal")
+    assert file.photos[0].split == "val"
+    assert file.photos[0].boxes == [Box(xyxy=xyxy, class_id=1)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "problem"),
+    [
+        ('<points label="seal" points="10,9"/>', "line 4: points marks no area"),
+        ('<box label="seal" xtl="nan" ytl="5" xbr="30" ybr="25"/>', "line 4: box xtl is not a fin"),
+        ('<box label="seal" ytl="5" xbr="30" ybr="25"/>', "line 4: box xtl is not a number (noth"),
+        ('<box xtl="1" ytl="5" xbr="30" ybr="25"/>', "line 4: box has no label"),
+        ('<polygon label="seal" points="1,2;3"/>', "line 4: polygon has no three corners"),
+        ("<tag label='seal'/>", None),
+    ],
+)
+def test_a_bad_cvat_shape_is_told_with_its_line(shape, problem):
+    photo = from_cvat(parse_xml(CVAT.format(shape).encode()), where="a.xml").photos[0]
+    assert photo.boxes == []
+    assert [one.startswith(str(problem)) for one in photo.problems] == [True] * bool(problem)
+
+
+def test_cvat_for_video_says_what_to_export():
+    with pytest.raises(SynthdetError, match=r"a\.xml is CVAT for video.*images 1\.1"):
+        from_cvat(parse_xml(b"<annotations><track/></annotations>"), where="a.xml")
+
+
+# --- CSV -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "filename,class,xmin,ymin,xmax,ymax\na.jpg,seal,10,5,30,25\n",
+        "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,64,48,seal,10,5,30,25\n",
+        '"","tile","X1","Y1","X2","Y2","class","image"\n"1","a.jpg",10,5,30,25,"seal","site 3"\n',
+        "image_path\tlabel\tx\ty\tw\th\nC:\\p\\a.jpg\tseal\t10\t5\t20\t20\n",
+        "Image Name;Species;Left;Top;Width;Height\r\na.jpg;seal;10,0;5,0;20,0;20,0\r\n",
+        "file,category,x_center,y_center,width,height\na.jpg,seal,20,15,20,20\n",
+        "a.jpg,10,5,30,25,seal\n",
+        "\n  \na.jpg, 10, 5, 30, 25, seal, more\n",
+        "image_id,label_name,bbox_x,bbox_y,bbox_width,bbox_height\na.jpg,seal,10,5,20,20\n",
+    ],
+    ids=["corners", "tensorflow", "R", "sides", "excel", "centre", "plain", "blanks", "bbox"],
+)
+def test_tables_in_the_usual_spellings(text):
+    file = table(text)
+    assert file.class_names == ("seal",)
+    assert [photo.file_name.rpartition("\\")[2] for photo in file.photos] == ["a.jpg"]
+    assert file.photos[0].boxes == [Box(xyxy=(10, 5, 30, 25), class_id=0)]
+    assert file.photos[0].problems == []
+
+
+def test_a_table_of_shares_a_table_without_classes_and_rows_without_boxes():
+    shares_ = table("ImageID,LabelName,XMin,XMax,YMin,YMax\na.jpg,seal,.25,.5,0,1\nb.jpg,,,,,\n")
+    assert [photo.size_wh for photo in shares_.photos] == [(1, 1), (1, 1)]
+    assert shares_.photos[0].boxes[0].xyxy == (0.25, 0, 0.5, 1)
+    bare = table("image,x1,y1,x2,y2\na.jpg,1,2,3,4\nb.jpg,NA,NA,NA,NA\n")
+    assert bare.class_names == ("object",)
+    assert [len(photo.boxes) for photo in bare.photos] == [1, 0]
+    assert bare.photos[1].problems == []
+
+
+def test_a_mapping_says_which_column_is_what():
+    text = 'Aufnahme,Tier,Kasten,site\na.jpg,seal,"[10, 5, 20, 20]",a.jpg\n'
+    assert table(text) is None
+    mapping = {"file": "Aufnahme", "class": "Tier", "xywh": "Kasten"}
+    assert table(text, mapping=mapping).photos[0].boxes[0].xyxy == (10, 5, 30, 25)
+    with pytest.raises(
+        SynthdetError, match=r"a\.csv has no column 'Foto'.*as file; it has Aufnahme"
+    ):
+        table(text, mapping={"file": "Foto"})
+    with pytest.raises(SynthdetError, match=r"columns Aufnahme, Tier.*prepare\.csv"):
+        table(text, asked=True)
+
+
+@pytest.mark.parametrize("text", ["", "adult,0\nother,1\n", "a,b\n", "photo,species\na.jpg,seal\n"])
+def test_other_tables_are_passed_over(text):
+    assert table(text) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("a.jpg,seal,x,5,30,25", "line 3: x1 is not a number ('x')"),
+        ("a.jpg,seal,nan,5,30,25", "line 3: x1 is not a finite number ('nan')"),
+        ("a.jpg,seal,10,5", "line 3: x2 is not a number ('')"),
+        ("a.jpg,,10,5,30,25", "line 3: has no class"),
+    ],
+)
+def test_a_bad_row_is_told_with_its_line(row, problem):
+    file = table(f"filename,class,xmin,ymin,xmax,ymax\nb.jpg,seal,1,2,30,40\n{row}\n")
+    assert file.photos[1].problems == [problem]
+
+
+def test_a_row_without_a_photo_is_told():
+    file = table("filename,class,xmin,ymin,xmax,ymax\n,seal,1,2,30,40\n")
+    assert file.problems == ("line 2: names no photo",)
+
+
+def test_the_settings_know_what_a_column_can_be():
+    assert set(get_args(CsvKey)) == set(KEYS)
+
+
+# --- shared --------------------------------------------------------------------------------------
+
+
+@given(st.floats(-720, 720), st.floats(1, 50), st.floats(1, 50))
+def test_a_turned_box_is_the_box_around_its_corners(degrees, width, height):
+    angle = np.radians(degrees)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    half = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (width / 2, height / 2)
+    corners = half @ turn.T + (width / 2, height / 2)
+    expected = (*corners.min(axis=0), *corners.max(axis=0))
+    assert around_turned((0, 0, width, height), degrees) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"),
+    [
+        (64, 48, (64, 48)),
+        ("64", " 48 ", (64, 48)),
+        (64.0, 48, (64, 48)),
+        (0, 48, None),
+        (-4, 48, None),
+        (64.5, 48, None),
+        (None, 48, None),
+        ("nan", 48, None),
+        (True, 48, None),
+        ("", "", None),
+    ],
+)
+def test_sizes(width, height, size):
+    assert to_size(width, height) == size
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=200) | st.text(alphabet="a.jpg,;\t\n0123456789xyminmax", max_size=200))
+def test_no_table_raises_but_as_an_error_for_people(text):
+    with contextlib.suppress(SynthdetError):
+        from_csv(text, where="a.csv", is_photo=is_photo)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from(["label", "points", "shape_type"]), anything))
+def test_no_labelme_shape_raises(shape):
+    from_labelme({"shapes": [shape], "imagePath": "a.jpg"})

@@ -36,6 +36,9 @@ class AnnotatedPhoto:
     problems: list[str] = field(default_factory=list)
     split: Split | None = None
 
+    def __post_init__(self) -> None:
+        self.file_name = _whole_characters(self.file_name)
+
 
 @dataclass(frozen=True, slots=True)
 class AnnotationFile:
@@ -146,7 +149,11 @@ def to_name(value: str) -> str:
         >>> to_name(" harbour\n seal "), to_name("seal\ud800")
         ('harbour seal', 'seal?')
     """
-    return " ".join(value.encode("utf-8", "replace").decode().split())
+    return " ".join(_whole_characters(value).split())
+
+
+def _whole_characters(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def shown(value: Any) -> str:

@@ -78,7 +78,7 @@ def from_coco(fields: Mapping[str, Any], *, where: str) -> AnnotationFile:
             class_id = positions[_key(annotation.get("category_id"))]
         except (KeyError, ValueError):
             raise SynthdetError(
-                f"{where}: an annotation of {image.file_name} has category_id {shown(annotation.get('category_id'))}, "
+                f"{where}: an annotation of {image.file_name[:80]} has category_id {shown(annotation.get('category_id'))}, "
                 "which is not among the categories: add it there, or correct the annotation"
             ) from None
         try:
