@@ -1,7 +1,9 @@
 """Square crops of photos at one ground scale: around animals, which stay whole, and of background.
 
-All crops of a run have the same side in photo pixels, so that an animal in one tile is as large as
-the same animal in any other. Planned from records alone: no pixel is read here.
+The crops of a run have one side in photo pixels, so that an animal in one tile is as large as the same
+animal in any other. Only further looks at an animal, in train, are cut larger or smaller, and only so
+far that no animal becomes larger or smaller than animals of the survey are (`Zoom`). Planned from
+records alone: no pixel is read here.
 """
 
 from __future__ import annotations
@@ -46,6 +48,22 @@ class Ground:
     crop_side: int
     scale: float
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Zoom:
+    """How far further looks at an animal may be cut larger or smaller.
+
+    Attributes:
+        factor: Largest change of size, at least 1; 1 for none.
+        sizes: Longer side of small and of large animals of the survey, in photo pixels. No animal is
+            zoomed out of these bounds.
+        min_side: Smallest side of a crop, in photo pixels: below it a tile shows no more, only larger.
+    """
+
+    factor: float
+    sizes: tuple[float, float]
+    min_side: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +196,13 @@ def plan_object_crops(
     rng: np.random.Generator,
     blank: Sequence[XYXY] = (),
     max_blank: float = 1.0,
+    zoom: Zoom | None = None,
 ) -> ObjectCrops:
     """Crops that together hold every animal of a photo that can be held whole, each in one crop.
 
     The crops of the first view never share an animal, so that none is counted twice; further views
-    (train only) hold the same animal again, at another offset. A position that would cut an animal is
-    not used.
+    (train only) hold the same animal again, at another offset, and at another size where ``zoom`` allows
+    it. A position that would cut an animal is not used.
 
     Args:
         boxes: The animals, in pixels of the photo.
@@ -195,6 +214,7 @@ def plan_object_crops(
         blank: Areas of the photo that show nothing and do not overlap. Crops keep out of them where
             they can.
         max_blank: Share of a crop, in 0..1, that may be blank.
+        zoom: Sizes of further views; None for none.
     """
     planned = ObjectCrops()
     covered: set[int] = set()
@@ -224,15 +244,24 @@ def plan_object_crops(
         covered.update(np.flatnonzero(holds[best]).tolist())
         planned.crops.append(_crop(positions[best], side, holds[best]))
         for _view in range(1, views):
-            used = np.array(
-                [crop.xyxy[:2] for crop in planned.crops if animal in crop.animals], dtype=np.int64
-            )
-            away = np.abs(positions[:, None, :] - used[None, :, :]).max(axis=2).min(axis=1)
-            other = int(np.argmax(np.minimum(away, side // 4)))
-            if away[other] < max(1, side // 16):
+            used = [crop for crop in planned.crops if animal in crop.animals]
+            crop = zoom and _zoomed(edges, animal, (width, height), side, zoom, used, blank, rng)
+            crop = crop or _other_look(positions, holds, side, used, max(1, side // 16))
+            if crop is None:
                 break  # no room for another look
-            planned.crops.append(_crop(positions[other], side, holds[other]))
+            planned.crops.append(crop)
     return planned
+
+
+def size_bounds(longer_sides: Sequence[float]) -> tuple[float, float]:
+    """Small and large animals of a survey: what 5 and 95 of 100 are shorter than.
+
+    Examples:
+        >>> size_bounds([30, 40, 50])
+        (31.0, 49.0)
+    """
+    low, high = np.percentile(longer_sides, (5, 95)) if len(longer_sides) else (0.0, 0.0)
+    return round(float(low), 2), round(float(high), 2)
 
 
 def plan_background_crops(
@@ -310,6 +339,59 @@ def _blank_shares(
         down = np.minimum(positions[:, 1] + side, y2) - np.maximum(positions[:, 1], y1)
         shares += np.maximum(across, 0) * np.maximum(down, 0)
     return np.asarray(shares / side**2)
+
+
+def _zoomed(
+    edges: NDArray[np.float64],
+    animal: int,
+    size_wh: tuple[int, int],
+    side: int,
+    zoom: Zoom,
+    used: Sequence[Crop],
+    blank: Sequence[XYXY],
+    rng: np.random.Generator,
+) -> Crop | None:
+    """Another look at an animal at another size; None where its size is to stay, or nothing fits."""
+    longer = np.maximum(edges[:, 2] - edges[:, 0], edges[:, 3] - edges[:, 1])
+    low, high = (bound / float(longer[animal]) for bound in zoom.sizes)
+    low, high = min(1.0, max(low, 1 / zoom.factor)), max(1.0, min(high, zoom.factor))
+    if low == high:
+        return None
+    drawn = math.exp(rng.uniform(math.log(low), math.log(high)))
+    largest = max(side, min(size_wh))  # not beyond the photo, where there is nothing
+    own_side = min(max(round(side / drawn), min(side, zoom.min_side)), largest)
+    if own_side == side:
+        return None
+    if math.ceil(max(edges[animal, 2:] - np.floor(edges[animal, :2]))) > own_side:
+        return None
+    positions, holds = _positions(edges, animal, *size_wh, own_side, rng)
+    after = longer * (side / own_side)
+    beyond = (after < np.minimum(zoom.sizes[0], longer)) | (
+        after > np.maximum(zoom.sizes[1], longer)
+    )
+    good = ~holds[:, beyond].any(axis=1)
+    good &= _blank_shares(positions, own_side, blank) <= GOOD_BLANK
+    return _other_look(positions[good], holds[good], own_side, used, 0)
+
+
+def _other_look(
+    positions: NDArray[np.int64],
+    holds: NDArray[np.bool_],
+    side: int,
+    used: Sequence[Crop],
+    least: int,
+) -> Crop | None:
+    """The first of the crops that are far from those used; None where all are nearer than ``least``."""
+    if not len(positions):
+        return None
+    centres = np.array(
+        [[(x1 + x2) / 2, (y1 + y2) / 2] for x1, y1, x2, y2 in (own.xyxy for own in used)]
+    )
+    away = np.abs(positions[:, None, :] + side / 2 - centres[None]).max(axis=2).min(axis=1)
+    other = int(np.argmax(np.minimum(away, side // 4)))
+    if away[other] < least:
+        return None
+    return _crop(positions[other], side, holds[other])
 
 
 def _crop(position: NDArray[np.int64], side: int, holds: NDArray[np.bool_]) -> Crop:

@@ -19,9 +19,16 @@ from synthdet.stages import _annotations, _photos, _splits
 from synthdet.stages._annotations import Annotation, Annotations, Recognised
 from synthdet.stages._exif import read_taken
 from synthdet.stages._splits import Checked
-from synthdet.stages._tiles import describe_tiles, plan_ground, plan_tiles, require_caption_fields
+from synthdet.stages._tiles import (
+    animal_sizes,
+    describe_tiles,
+    plan_ground,
+    plan_tiles,
+    require_caption_fields,
+)
 from synthdet.workspace import StageFolder, write_json, write_records
 
+_AS_BEFORE: Final = "as in the survey before"
 SPLITS_FILE: Final = "splits.jsonl"
 SURVEY_FILES: Final = ("photos.jsonl", "rejected.jsonl", "dataset.json")
 MIN_PHOTOS: Final = 3
@@ -54,7 +61,15 @@ def make_survey(
     photos = _choose(checked, plan, earlier, metadata, settings, rejected)
     require_caption_fields(photos, settings)
     ground = _kept_ground(plan, earlier, settings) or plan_ground(photos, settings)
-    planned = plan_tiles(photos, class_names, ground.crop_side, settings)
+    shape = {
+        "classes": class_names,
+        "resolution": settings.resolution,
+        "crop_side": ground.crop_side,
+        "scale": ground.scale,
+        "scale_reason": ground.reason,
+        "animal_sizes": _kept_sizes(ground, earlier) or animal_sizes(photos),
+    }
+    planned = plan_tiles(photos, shape, settings)
     small = sum(min(photo.width, photo.height) < ground.crop_side for photo in photos)
     notes = [*plan.notes, *_say_filled(photos), *describe_tiles(planned, small, ground)]
     write_records(folder.path / "photos.jsonl", photos)
@@ -63,7 +78,7 @@ def make_survey(
     write_json(
         folder.path / "dataset.json",
         {
-            "classes": class_names,
+            **shape,
             "photos": str(recognised.listing.root),
             "format": recognised.format,
             "recognised": recognised.describe(),
@@ -79,10 +94,6 @@ def make_survey(
                 split: len({photo.group for photo in photos if photo.split == split})
                 for split in SPLITS
             },
-            "resolution": settings.resolution,
-            "crop_side": ground.crop_side,
-            "scale": ground.scale,
-            "scale_reason": ground.reason,
             "num_photos_smaller_than_a_tile": small,
             "animals_without_tile": planned.without_tile,
             "num_rejected": dict(sorted(Counter(_kind(entry) for entry in rejected).items())),
@@ -116,7 +127,16 @@ def _kept_ground(
     if any(earlier.settings[key] != now[key] for key in ("resolution", "scale", "animal_fraction")):
         return None
     side = int(earlier.dataset["crop_side"])
-    return tiles.Ground(side, settings.resolution / side, "as in the survey before")
+    return tiles.Ground(side, settings.resolution / side, _AS_BEFORE)
+
+
+def _kept_sizes(
+    ground: tiles.Ground, earlier: _splits.Earlier | None
+) -> tuple[float, float] | None:
+    if earlier is None or ground.reason != _AS_BEFORE or "animal_sizes" not in earlier.dataset:
+        return None
+    low, high = earlier.dataset["animal_sizes"]
+    return float(low), float(high)
 
 
 def _handle_unlabelled(

@@ -43,6 +43,12 @@ def plan_ground(photos: Sequence[Photo], settings: PrepareConfig) -> tiles.Groun
     )
 
 
+def animal_sizes(photos: Sequence[Photo]) -> tuple[float, float]:
+    """Longer side of small and large train animals, in photo pixels."""
+    train = [photo for photo in photos if photo.split == "train"]
+    return tiles.size_bounds([_longer_side(box) for photo in train for box in photo.boxes])
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedTiles:
     """Planned tiles, without their hashes, in order; and why animals got none, by split."""
@@ -52,10 +58,18 @@ class PlannedTiles:
 
 
 def plan_tiles(
-    photos: Sequence[Photo], class_names: Sequence[str], side: int, settings: PrepareConfig
+    photos: Sequence[Photo], dataset: Mapping[str, Any], settings: PrepareConfig
 ) -> PlannedTiles:
-    """All tiles of the run, from records alone: the same plan at every start."""
-    scale = settings.resolution / side
+    """All tiles of the run, from records alone: the same plan at every start.
+
+    Args:
+        photos: Of the run.
+        dataset: What ``dataset.json`` says of ``classes``, ``crop_side`` and ``animal_sizes``.
+        settings: Of the run.
+    """
+    side: int = dataset["crop_side"]
+    low, high = dataset["animal_sizes"]
+    zoom = tiles.Zoom(settings.zoom, (low, high), settings.resolution)
     crops: dict[str, list[tiles.Crop]] = {}
     without: dict[str, dict[str, int]] = {
         split: dict.fromkeys(("larger_than_a_tile", "too_crowded", "beside_blank"), 0)
@@ -71,6 +85,7 @@ def plan_tiles(
             rng=tiles.rng_for(settings.seed, photo.image_id),
             blank=photo.blank,
             max_blank=MAX_TRAIN_BLANK if photo.split == "train" else 1.0,
+            zoom=zoom,
         )
         crops[photo.image_id] = planned.crops
         without[photo.split]["larger_than_a_tile"] += len(planned.too_large)
@@ -97,7 +112,7 @@ def plan_tiles(
             crops[photo.image_id].extend(taken)
     return PlannedTiles(
         [
-            _tile(photo, number, crop, scale, class_names, settings)
+            _tile(photo, number, crop, dataset["classes"], settings)
             for photo in photos
             for number, crop in enumerate(crops[photo.image_id])
         ],
@@ -109,10 +124,10 @@ def _tile(
     photo: Photo,
     number: int,
     crop: tiles.Crop,
-    scale: float,
     class_names: Sequence[str],
     settings: PrepareConfig,
 ) -> Tile:
+    scale = settings.resolution / (crop.xyxy[2] - crop.xyxy[0])
     boxes = tiles.tile_boxes(photo.boxes, crop, scale)
     tile_id = f"{photo.image_id}-{number:02d}"
     return Tile(

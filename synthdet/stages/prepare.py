@@ -82,7 +82,7 @@ def run(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool 
     dataset = read_json(survey[2])
     for text in dataset["notes"] if not done else ():
         reporter.note("prepare", text)
-    planned = plan_tiles(photos, dataset["classes"], dataset["crop_side"], settings)
+    planned = plan_tiles(photos, dataset, settings)
     missing = cut_tiles(folder, planned.tiles, photos_dir, settings, reporter)
     if done and not missing:
         reporter.close("prepare", _closing_line((folder.lock() or {})["counts"]))

@@ -11,12 +11,14 @@ from synthdet.core.records import Box
 from synthdet.core.tiles import (
     SLIVER,
     Crop,
+    Zoom,
     make_room,
     num_background,
     plan_background_crops,
     plan_ground,
     plan_object_crops,
     rng_for,
+    size_bounds,
     take_in_turn,
     tile_boxes,
     visible_share,
@@ -75,6 +77,59 @@ def test_views_differ_and_show_the_same_animal():
     for first in range(3):
         for second in range(first):
             assert abs(corners[first] - corners[second]).max() >= SIDE // 16
+
+
+@settings(max_examples=120, deadline=None)
+@given(photos(), st.floats(1, 3), st.integers(20, SIDE), st.integers(0, 5))
+def test_zoomed_looks_stay_within_the_sizes_seen(photo, factor, min_side, seed):
+    boxes, width, height = photo
+    longer = [max(own.xyxy[2] - own.xyxy[0], own.xyxy[3] - own.xyxy[1]) for own in boxes]
+    zoom = Zoom(factor, size_bounds(longer), min_side)
+    plain = plan_object_crops(
+        boxes, width, height, SIDE, views=1, rng=rng_for(seed, "a"), zoom=zoom
+    )
+    assert all(crop.xyxy[2] - crop.xyxy[0] == SIDE for crop in plain.crops)
+    planned = plan_object_crops(
+        boxes, width, height, SIDE, views=4, rng=rng_for(seed, "a"), zoom=zoom
+    )
+    shown = {animal for crop in planned.crops for animal in crop.animals}
+    assert shown | set(planned.too_large) | set(planned.crowded) == set(range(len(boxes)))
+    for crop in planned.crops:
+        x1, y1, x2, y2 = crop.xyxy
+        assert x2 - x1 == y2 - y1 >= min_side
+        assert SIDE / factor - 1 <= x2 - x1 <= SIDE * factor + 1
+        assert min(x1, y1) >= 0
+        assert x2 <= max(width, SIDE)
+        assert y2 <= max(height, SIDE)
+        for number, own in enumerate(boxes):
+            share = visible_share(own.xyxy, crop.xyxy)
+            assert share <= SLIVER + 1e-9 or number in crop.animals
+            if number in crop.animals and x2 - x1 != SIDE:
+                assert share == pytest.approx(1)
+                size = longer[number] * SIDE / (x2 - x1)
+                assert size >= min(zoom.sizes[0], longer[number]) - 1e-6
+                assert size <= max(zoom.sizes[1], longer[number]) + 1e-6
+
+
+def test_further_looks_differ_in_size():
+    boxes = [
+        box(100 + 60 * n, 80, 100 + 60 * n + length, 90) for n, length in enumerate((10, 20, 30))
+    ]
+    zoom = Zoom(1.5, (10, 30), 30)
+    planned = plan_object_crops(boxes, 400, 300, SIDE, views=6, rng=rng_for(0, "a"), zoom=zoom)
+    sides = [crop.xyxy[2] - crop.xyxy[0] for crop in planned.crops if 1 in crop.animals]
+    assert sides[0] == SIDE
+    assert len(set(sides)) >= 4
+    assert min(sides) < SIDE < max(sides)
+
+
+def test_no_zoom_is_as_if_there_was_none():
+    boxes = [box(20, 20, 40, 30), box(150, 100, 190, 120), box(60, 140, 70, 146)]
+    plans = [
+        plan_object_crops(boxes, 240, 180, SIDE, views=3, rng=rng_for(7, "a"), zoom=zoom).crops
+        for zoom in (None, Zoom(1, (10, 40), 20))
+    ]
+    assert plans[0] == plans[1]
 
 
 def test_neighbours_share_a_tile():

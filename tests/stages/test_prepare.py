@@ -129,6 +129,26 @@ def test_every_animal_of_val_and_test_is_in_one_tile(tmp_path):
         assert shown + sum(without[split].values()) == sum(len(photo.boxes) for photo in photos)
 
 
+def test_further_train_tiles_differ_in_size_and_say_so(tmp_path):
+    photos = make_yolo_survey(tmp_path / "photos", num_photos=40, num_groups=10, size_wh=(168, 126))
+    workspace, _said = go(tmp_path, photos, views=3, resolution=32)
+    low, high = dataset_of(workspace)["animal_sizes"]
+    side = dataset_of(workspace)["crop_side"]
+    sides = {}
+    for tile in tiles_of(workspace):
+        x1, _y1, x2, _y2 = tile.xyxy
+        sides.setdefault(tile.split, set()).add(int(x2 - x1))
+        assert tile.scale == 32 / (x2 - x1)
+        for box in tile.boxes:
+            longer = max(box.xyxy[2] - box.xyxy[0], box.xyxy[3] - box.xyxy[1])
+            if x2 - x1 != side:
+                assert low * 32 / side - 0.01 <= longer <= high * 32 / side + 0.01
+    assert sides["val"] == sides["test"] == {side}
+    assert len(sides["train"]) > 3
+    plain, _said = go(tmp_path / "plain", photos, views=3, resolution=32, zoom=1)
+    assert {tile.scale for tile in tiles_of(plain)} == {32 / side}
+
+
 def test_captions_say_what_is_there(tmp_path):
     workspace = make_prepared_run(
         tmp_path, sections={"prepare": {"background_caption": "calm sea"}}
