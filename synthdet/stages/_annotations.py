@@ -388,6 +388,11 @@ def _nothing_found(place: Path, found: _Found, format_: str) -> str:
     others = Counter(PurePosixPath(path).suffix.lower() for path in found.listing.files)
     seen = ", ".join(f"{others[suffix]} {suffix}" for suffix in _SUFFIXES if others[suffix])
     wanted = _FORMATS[format_][0] + " " if format_ in _FORMATS else ""  # type: ignore[index]
+    if not seen and format_ == "auto":
+        return (
+            f"{place} holds no annotations: detector and verdict need boxes on some photos; name their file or folder with "
+            f"prepare.labels (init --labels), written as {_CHOICES}"
+        )
     hint = f" (there are {seen} files)" if seen else ""
     return (
         f"{place} holds no {wanted}annotations that are recognised{hint}: name their file or folder with prepare.labels (init --labels), and "
