@@ -135,9 +135,14 @@ def _label(workspace: Workspace, config: Config, reporter: Reporter, redo: bool)
 
 
 def _export(workspace: Workspace, config: Config, reporter: Reporter, redo: bool) -> None:
+    from synthdet.models.dataset_reader import UltralyticsReader
+    from synthdet.models.detector import DetectorProcess
     from synthdet.stages import export
 
-    export.run(workspace, config, reporter, redo=redo)
+    with DetectorProcess(1) as process:
+        export.run(
+            workspace, config, reporter, open_reader=lambda: UltralyticsReader(process), redo=redo
+        )
 
 
 def _evaluate(workspace: Workspace, config: Config, reporter: Reporter, redo: bool) -> None:

@@ -3,7 +3,7 @@
 Started by `synthdet.models.detector` as ``python -m synthdet.models.detector_worker THREADS``. It ends
 when its standard input ends, so it never outlives the process that started it, however that died.
 
-Reads (stdin), one object a line: ``{"job": "train" | "open" | "detect", ...}``.
+Reads (stdin), one object a line: ``{"job": "train" | "open" | "detect" | "read", ...}``.
 Writes (stdout): ``{"step": n}`` while training, and ``{"done": ...}`` or ``{"error": line}`` for each job.
 What ultralytics prints goes to stderr.
 """
@@ -108,7 +108,12 @@ class _Worker:
         print(json.dumps(answer), file=self._answers, flush=True)
 
     def do(self, job: dict[str, Any]) -> Any:
-        doing = {"train": self._train, "open": self._open, "detect": self._detect}
+        doing = {
+            "train": self._train,
+            "open": self._open,
+            "detect": self._detect,
+            "read": self._read,
+        }
         return doing[job.pop("job")](job)
 
     def _train(self, job: dict[str, Any]) -> None:
@@ -136,6 +141,9 @@ class _Worker:
             min_confidence=job["min_confidence"],
         )
         return [[[box.xyxy, box.class_id, box.confidence] for box in boxes] for boxes in found]
+
+    def _read(self, job: dict[str, Any]) -> None:
+        self._yolo.read_as_ultralytics(Path(job["data_yaml"]), job["split"], Path(job["found"]))
 
 
 if __name__ == "__main__":

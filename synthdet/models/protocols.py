@@ -6,7 +6,7 @@ embeddings as ``float32`` arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,7 +95,7 @@ class DetectorTrainer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainTile:
-    """What the LoRA trainer needs of a tile: the file, its caption, and its id for the caches."""
+    """What the LoRA trainer needs of a tile: the file, its caption, its id for the caches, its boxes."""
 
     tile_id: str
     path: Path
@@ -118,4 +118,31 @@ class LoraTrainer(Protocol):
         Ends with ``folder/pytorch_lora_weights.safetensors`` in diffusers' format. ``on_step`` hears
         how many optimizer steps are done and the figures of the last one (``loss``, ``lr``).
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPicture:
+    """A picture of a YOLO dataset as a reader sees it.
+
+    Attributes:
+        name: Of its file.
+        width: In pixels, as it will be shown.
+        height: In pixels, as it will be shown.
+        boxes: Class, centre x, centre y, width, height: shares of the picture.
+        complaint: What the reader has to say about picture or label; empty: nothing.
+    """
+
+    name: str
+    width: int
+    height: int
+    boxes: Sequence[Sequence[float]]
+    complaint: str
+
+
+class DatasetReader(Protocol):
+    """Somebody else's reader of YOLO datasets, to check ours with."""
+
+    def read(self, data_yaml: Path, split: Split) -> Iterator[ReadPicture]:
+        """Every picture of a split."""
         ...

@@ -32,7 +32,12 @@ from torch.utils.data import DataLoader
 from ultralytics.cfg import get_cfg
 from ultralytics.data.build import seed_worker
 from ultralytics.data.dataset import YOLODataset
-from ultralytics.data.utils import IMG_FORMATS, img2label_paths
+from ultralytics.data.utils import (
+    IMG_FORMATS,
+    check_det_dataset,
+    img2label_paths,
+    verify_image_label,
+)
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.torch_utils import ModelEMA, init_seeds, intersect_dicts
@@ -245,6 +250,36 @@ def _read_label(picture: str, label: str) -> dict[str, Any]:
         "normalized": True,
         "bbox_format": "xywh",
     }
+
+
+class _Listing(YOLODataset):  # type: ignore[misc]
+    """ultralytics' dataset before it has loaded anything: it knows which files it would take."""
+
+    def __init__(self) -> None:
+        self.prefix, self.fraction = "", 1.0
+
+
+def read_as_ultralytics(data_yaml: Path, split: str, found: Path) -> None:
+    """Read a split as ultralytics does before a training, and write down what it saw.
+
+    Without the cache it leaves beside the labels; one picture at a time in memory.
+
+    Args:
+        data_yaml: The dataset.
+        split: ``train``, ``val`` or ``test``.
+        found: Where the lines go: name, width, height, rows of class and box, complaint.
+    """
+    data = check_det_dataset(str(data_yaml), autodownload=False)
+    pictures = _Listing().get_img_files(data[split])
+    with found.open("w", encoding="utf-8") as handle:
+        for picture, label in zip(pictures, img2label_paths(pictures), strict=True):
+            asked = (picture, label, "", False, len(data["names"]), 0, 0, False)
+            _, rows, shape, _, _, missing, _, _, _, complaint = verify_image_label(asked)
+            complaint = complaint or ("it has no label file" if missing else "")
+            height, width = shape or (0, 0)
+            boxes = [] if rows is None else rows.tolist()
+            line = [Path(picture).name, int(width), int(height), boxes, complaint]
+            handle.write(json.dumps(line) + "\n")
 
 
 def _true_boxes(label: Mapping[str, Any]) -> list[Box]:

@@ -25,7 +25,7 @@ import os
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ from synthdet.core.records import (
 )
 from synthdet.core.splits import require_train
 from synthdet.errors import SynthdetError
+from synthdet.models.protocols import DatasetReader
 from synthdet.progress import Reporter
 from synthdet.stages.export_augment import Augment, make_augment, plan_copies, write_copy
 from synthdet.stages.export_check import check_export
@@ -117,8 +118,22 @@ class _Plan:
     notes: list[str]
 
 
-def run(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool = False) -> None:
+def run(
+    workspace: Workspace,
+    config: Config,
+    reporter: Reporter,
+    *,
+    open_reader: Callable[[], DatasetReader] | None = None,
+    redo: bool = False,
+) -> None:
     """Write the datasets.
+
+    Args:
+        workspace: The run.
+        config: Its settings.
+        reporter: Hears what goes on.
+        open_reader: Reads the YOLO datasets besides, to check them: ultralytics.
+        redo: Set the old folder aside and start afresh.
 
     Raises:
         SynthdetError: A stage before is not done, a promised picture is missing, two pictures have
@@ -151,8 +166,11 @@ def run(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool 
     build = folder.path / ".tmp-build"
     _write_datasets(build, plan, given, config, reporter)
     write_text(build / "DATA_CARD.md", make_data_card(_card_facts(workspace, given, plan)))
-    check_export(build, given.class_names)
-    _put_in_place(build, folder.path)
+    # A dataset is only good if it can be moved, so it is, before anybody reads it.
+    moved = folder.path / ".tmp-moved"
+    os.rename(build, moved)
+    check_export(moved, given.class_names, open_reader() if open_reader else None)
+    _put_in_place(moved, folder.path)
     counts = _counts(plan, given)
     outputs = ["manifest.jsonl", "yolo/data.yaml"]
     outputs += ["augmented/manifest.jsonl"] if (folder.path / "augmented").exists() else []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from pycocotools.coco import COCO
 from synthdet.config import Config, set_values
 from synthdet.core.records import Box, Decision, Label, ManifestEntry, Score, SyntheticImage, Tile
 from synthdet.errors import SynthdetError
+from synthdet.models.protocols import ReadPicture
 from synthdet.stages import export, export_check
 from synthdet.stages.export_write import DatasetWriter
 from synthdet.workspace import Workspace, hash_file, read_records, write_records, write_text
@@ -502,7 +505,7 @@ def test_the_check_finds_files_too_many_and_too_few(labelled: Run, kind: str) ->
         export_check.check_export(folder, CLASSES)
     some.with_name("more").unlink()
     some.unlink()
-    with pytest.raises(SynthdetError, match="1 files and 2"):
+    with pytest.raises(SynthdetError, match="it is not there"):
         export_check.check_export(folder, CLASSES)
 
 
@@ -511,4 +514,70 @@ def test_the_check_finds_another_picture(labelled: Run) -> None:
     folder = labelled[0].root / "6-export"
     shutil.copy(folder / "yolo/images/val/val-000.png", folder / "coco/images/val/val-001.png")
     with pytest.raises(SynthdetError, match="not the picture that its record describes"):
+        export_check.check_export(folder, CLASSES)
+
+
+class OddReader:
+    """Reads what is there, but for one picture."""
+
+    def __init__(self, folder: Path, **odd: Any) -> None:
+        self.folder, self.odd = folder, odd
+
+    def read(self, data_yaml: Path, split: str) -> Iterator[ReadPicture]:
+        assert data_yaml.is_file()
+        assert data_yaml.parent.parent.name == ".tmp-moved"
+        for path in sorted((data_yaml.parent / "images" / split).iterdir()):
+            label = data_yaml.parent / "labels" / split / f"{path.stem}.txt"
+            rows = [[float(one) for one in line.split()] for line in label.read_text().splitlines()]
+            one = ReadPicture(path.name, WIDTH, HEIGHT, rows, "")
+            if path.stem == "val-000":
+                if self.odd.get("gone"):
+                    continue
+                one = dataclasses.replace(one, **self.odd)
+            yield one
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        ({"gone": True}, r"does not find val-000\.png"),
+        ({"complaint": "corrupt JPEG restored"}, "corrupt JPEG restored"),
+        ({"width": HEIGHT, "height": WIDTH}, f"as {HEIGHT} x {WIDTH}"),
+        ({"boxes": ()}, "0 boxes and 1"),
+        ({"boxes": [[1, 0.5, 0.5, 0.9, 0.9]]}, "where the manifest has"),
+        ({"name": "other.png"}, "does not find"),
+    ],
+)
+def test_what_another_reader_sees_differently_is_not_put_in_place(
+    labelled: Run, odd: dict[str, Any], message: str
+) -> None:
+    workspace, config = labelled
+    run(labelled, "export.num_synthetic=0")
+    before = file_bytes(workspace.root / "6-export")
+    folder = workspace.root / "6-export"
+    with pytest.raises(SynthdetError, match=message):
+        export.run(workspace, config, quiet()[0], open_reader=lambda: OddReader(folder, **odd))
+    after = file_bytes(folder)
+    assert {name: after[name] for name in before} == before
+    export.run(workspace, config, quiet()[0], open_reader=lambda: OddReader(folder))
+    assert not list(folder.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new"),
+    [
+        ("voc/Annotations/train-000.xml", "<width>72", "<width>73"),
+        ("voc/Annotations/train-000.xml", "<name>", "<name>a "),
+        ("voc/Annotations/train-000.xml", "</annotation>", ""),
+        ("voc/Annotations/train-000.xml", "<xmin>", "<xmin>1"),
+        ("voc/ImageSets/Main/train.txt", "train-000\n", ""),
+    ],
+)
+def test_the_check_reads_pascal_voc(labelled: Run, path: str, old: str, new: str) -> None:
+    run(labelled)
+    folder = labelled[0].root / "6-export"
+    text = (folder / path).read_text()
+    assert old in text
+    (folder / path).write_text(text.replace(old, new, 1))
+    with pytest.raises(SynthdetError, match="The export was not put in place"):
         export_check.check_export(folder, CLASSES)
