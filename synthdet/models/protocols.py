@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from synthdet.core.records import DetectedBox
+from synthdet.core.records import DetectedBox, Split
 
 Picture = NDArray[np.uint8]
 
@@ -95,7 +95,7 @@ class DetectorTrainer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainTile:
-    """What the LoRA trainer needs of a tile: the file, its caption, its id for the caches, its boxes."""
+    """What the LoRA trainer needs of a tile: the file, its caption, and its id for the caches."""
 
     tile_id: str
     path: Path
