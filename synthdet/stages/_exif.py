@@ -11,6 +11,7 @@ from PIL import Image
 
 from synthdet.core.flights import Taken
 
+_FORMATS: Final = ("JPEG", "PNG", "TIFF", "WEBP", "AVIF")
 _EXIF: Final = 0x8769
 _GPS: Final = 0x8825
 _TAKEN: Final = 0x9003  # DateTimeOriginal: the moment itself, which editors leave alone
@@ -22,7 +23,9 @@ _LONGITUDE: Final = (3, 4)
 def read_taken(path: Path) -> Taken | None:
     """Time and place of a photo; None where it does not tell both, or nonsense."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.format == "PNG" and "exif" not in image.info:
+                return None  # asked for it, PIL would decode the whole picture to look for some
             exif = image.getexif()
             own, gps = exif.get_ifd(_EXIF), exif.get_ifd(_GPS)
         moment = datetime.strptime(_text(own[_TAKEN]), "%Y:%m:%d %H:%M:%S")

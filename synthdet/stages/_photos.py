@@ -8,9 +8,12 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -20,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from synthdet.core.boxes import to_upright
 from synthdet.core.groups import THUMB_SIDE
 from synthdet.core.records import XYXY, Rejected
 from synthdet.workspace import CONFIG_NAME
@@ -27,8 +31,15 @@ from synthdet.workspace import CONFIG_NAME
 PHOTO_SUFFIXES: Final = (
     ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".avif",
 )  # fmt: skip
-MAX_PIXELS: Final = 178_956_970
-"""Where PIL too speaks of a decompression bomb."""
+MAX_PIXELS: Final = 350_000_000
+"""Frames with more are refused as decompression bombs. PIL draws the line at half, but for `large_frames`."""
+ROOM_PIXELS: Final = 200_000_000
+"""Pixels that may be decoded at a time, by all threads together: about a gigabyte of memory."""
+_LARGE_PIXELS: Final = 40_000_000
+"""Frames with more are looked at in a smaller size, and held in memory once, not twice."""
+_LOOKED_AT: Final = 4_000_000
+_LARGE_FILE: Final = 64_000_000
+_REDUCIBLE: Final = ("L", "LA", "RGB", "RGBA", "CMYK")
 _MAX_BYTES: Final = 2_000_000_000
 """More than MAX_PIXELS pixels need in any format that is read; such a file is not even opened."""
 _DECODED: Final = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "AVIF", "GIF", "JPEG2000", "PPM")
@@ -151,16 +162,78 @@ def _leads_inside(link: Path, real_root: Path) -> bool:
         return False
 
 
-def inspect(path: Path) -> Inspected:
+class Room:
+    """Lets threads decode only so many pixels at a time, so that memory does not grow with their number.
+
+    Args:
+        pixels: In all. A frame with more waits until it is alone.
+    """
+
+    def __init__(self, pixels: int = ROOM_PIXELS) -> None:
+        self._all = self._free = pixels
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room for a frame, and keep it while the block runs."""
+        wanted = min(pixels, self._all)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= wanted)
+            self._free -= wanted
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += wanted
+                self._changed.notify_all()
+
+
+@contextmanager
+def large_frames() -> Iterator[None]:
+    """Let PIL open frames up to our own limit, while the block runs. For the main thread."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def inspect(path: Path, room: Room | None = None) -> Inspected:
     """Decode a photo whole; say why if that is not possible."""
     try:
-        picture, orientation, stored_wh = _decode(path)
+        with _opened(path, room or Room()) as image:
+            size_wh = image.size
+            large = size_wh[0] * size_wh[1] > _LARGE_PIXELS and image.mode in _REDUCIBLE
+            if large:
+                factor = _times(size_wh, _LOOKED_AT)
+                image.draft("RGB", (size_wh[0] // factor, size_wh[1] // factor))
+            orientation, stored_wh = _load(image, size_wh)
+            few = image.reduce(max(1, _times(image.size, _LOOKED_AT))) if large else image
+            picture = np.ascontiguousarray(_turn(_to_rgb(few), _orientation(image)))
     except Exception as error:  # decoders fail in many ways; every one is this file's fault
         return Inspected(reason=_decode_reason(path, error))
+    width, height = stored_wh[::-1] if orientation in (5, 6, 7, 8) else stored_wh
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     thumb = cv2.resize(grey, (THUMB_SIDE, THUMB_SIDE), interpolation=cv2.INTER_AREA)
-    height, width = picture.shape[:2]
-    return Inspected(width, height, orientation, stored_wh, thumb, find_blank(picture))
+    blank = _enlarged(find_blank(picture), picture.shape[1], picture.shape[0], width, height)
+    return Inspected(width, height, orientation, stored_wh, thumb, blank)
+
+
+def _times(size_wh: tuple[int, int], pixels: int) -> int:
+    """How many times smaller a picture has to be, along each side, to have about so many pixels."""
+    return math.isqrt(math.ceil(size_wh[0] * size_wh[1] / pixels))
+
+
+def _enlarged(
+    areas: Sequence[XYXY], from_width: int, from_height: int, width: int, height: int
+) -> tuple[XYXY, ...]:
+    """Areas of a smaller picture in whole pixels of the photo."""
+    across, down = width / from_width, height / from_height
+    return tuple(
+        (round(x1 * across), round(y1 * down), round(x2 * across), round(y2 * down))
+        for x1, y1, x2, y2 in areas
+    )
 
 
 def find_blank(picture: Picture) -> tuple[XYXY, ...]:
@@ -207,7 +280,42 @@ def read_upright(path: Path) -> Picture:
     Raises:
         OSError: It cannot be decoded.
     """
-    return _decode(path)[0]
+    with _opened(path, Room()) as image:
+        _load(image, image.size)
+        return np.ascontiguousarray(_turn(_to_rgb(image), _orientation(image)))
+
+
+def read_crops(
+    path: Path, crops: Sequence[Sequence[float]], resolution: int, room: Room | None = None
+) -> list[Picture]:
+    """Square crops of a photo, each as `cut` makes it, without ever holding the photo twice.
+
+    Args:
+        path: Of the photo.
+        crops: ``xyxy`` in whole pixels of the upright photo.
+        resolution: Side of the results.
+        room: What other threads share.
+
+    Raises:
+        OSError: It cannot be decoded.
+    """
+    with _opened(path, room or Room()) as image:
+        _load(image, image.size)
+        turn = _orientation(image)
+        if image.mode not in _REDUCIBLE:  # as 8 bits, these depend on the whole photo
+            upright = np.ascontiguousarray(_turn(_to_rgb(image), turn))
+            return [cut(upright, xyxy, resolution) for xyxy in crops]
+        width, height = image.size[::-1] if turn in (5, 6, 7, 8) else image.size
+        pictures = []
+        for xyxy in crops:
+            x1, y1, x2, y2 = (int(value) for value in xyxy)
+            part = (x1, y1, min(x2, width), min(y2, height))
+            # Turned back: a quarter turn is undone by the other one, all else by itself.
+            stored = to_upright(part, {6: 8, 8: 6}.get(turn, turn), width, height)
+            stored_picture = _to_rgb(image.crop(tuple(int(edge) for edge in stored)))
+            picture = np.ascontiguousarray(_turn(stored_picture, turn))
+            pictures.append(cut(picture, (0, 0, x2 - x1, y2 - y1), resolution))
+        return pictures
 
 
 def cut(picture: Picture, xyxy: Sequence[float], resolution: int) -> Picture:
@@ -273,21 +381,30 @@ def in_order(work: Callable[[T], U], items: Iterable[T], workers: int) -> Iterat
                 future.cancel()
 
 
-def _decode(path: Path) -> tuple[Picture, int, tuple[int, int]]:
-    if path.stat().st_size > _MAX_BYTES:
-        raise Image.DecompressionBombError(f"a file of {path.stat().st_size:,} bytes")
-    with Image.open(io.BytesIO(path.read_bytes()), formats=_DECODED) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise Image.DecompressionBombError(f"{width} x {height} pixels")
-        # Asked for EXIF, PIL may decode a PNG, and forget that it failed: load first. Its TIFF decoder
-        # turns the picture while loading and then drops the tag, and tells the size it will have.
-        before = _orientation(image) if image.format == "TIFF" else 1
-        image.load()
-        after = _orientation(image)
-        stored_wh = (height, width) if before in (5, 6, 7, 8) else (width, height)
-        upright = np.ascontiguousarray(_turn(_to_rgb(image), after))
-        return upright, max(before, after), stored_wh
+@contextmanager
+def _opened(path: Path, room: Room) -> Iterator[Any]:
+    """The picture of a file, not decoded yet, once there is room for it."""
+    size = path.stat().st_size
+    if size > _MAX_BYTES:
+        raise Image.DecompressionBombError(f"a file of {size:,} bytes")
+    with path.open("rb") as handle:
+        source = handle if size > _LARGE_FILE else io.BytesIO(handle.read())
+        with Image.open(source, formats=_DECODED) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+            with room.hold(image.width * image.height):
+                yield image
+
+
+def _load(image: Any, size_wh: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    """Decode a picture; its EXIF orientation, and width and height as stored."""
+    # Asked for EXIF, PIL may decode a PNG, and forget that it failed: load first. Its TIFF decoder
+    # turns the picture while loading and then drops the tag, and tells the size it will have.
+    before = _orientation(image) if image.format == "TIFF" else 1
+    image.load()
+    width, height = size_wh
+    stored_wh = (height, width) if before in (5, 6, 7, 8) else (width, height)
+    return max(before, _orientation(image)), stored_wh
 
 
 def _orientation(image: Any) -> int:
@@ -305,7 +422,7 @@ def _to_rgb(image: Any) -> Picture:
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return np.asarray(image.convert("RGB"), dtype=np.uint8)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
 
 
 def _to_8_bit(values: NDArray[np.float64]) -> Picture:

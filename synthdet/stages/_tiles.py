@@ -208,18 +208,24 @@ def cut_tiles(
         by_photo[tile.image_id].append(tile)
     paths = {photo.image_id: photo for photo in read_records(folder.path / "photos.jsonl", Photo)}
 
+    room = _photos.Room()
+
     def cut(own: list[Tile]) -> list[Tile]:
-        return _cut_photo(own, paths[own[0].image_id], photos_dir, root, settings.resolution)
+        path = photos_dir / paths[own[0].image_id].path
+        return _cut_photo(own, path, root, settings.resolution, room)
 
     batch: list[Tile] = []
     number = 0
-    with reporter.bar(
-        "prepare",
-        len(planned),
-        unit="tile",
-        done=len(planned) - len(missing),
-        doing="cutting tiles",
-    ) as advance:
+    with (
+        reporter.bar(
+            "prepare",
+            len(planned),
+            unit="tile",
+            done=len(planned) - len(missing),
+            doing="cutting tiles",
+        ) as advance,
+        _photos.large_frames(),
+    ):
         for finished in _photos.in_order(cut, by_photo.values(), settings.workers):
             advance(len(finished))
             number += 1
@@ -243,17 +249,15 @@ def _record(path: Path, batch: Sequence[Tile], recorded: Mapping[str, Tile]) -> 
 
 
 def _cut_photo(
-    own: Sequence[Tile], photo: Photo, photos_dir: Path, root: Path, resolution: int
+    own: Sequence[Tile], path: Path, root: Path, resolution: int, room: _photos.Room
 ) -> list[Tile]:
     try:
-        picture = _photos.read_upright(photos_dir / photo.path)
+        pictures = _photos.read_crops(path, [tile.xyxy for tile in own], resolution, room)
     except OSError as error:
-        raise SynthdetError(
-            f"{photos_dir / photo.path} was readable and is not any more: {error}"
-        ) from error
+        raise SynthdetError(f"{path} was readable and is not any more: {error}") from error
     finished = []
-    for tile in own:
-        content = _photos.to_png(_photos.cut(picture, tile.xyxy, resolution))
+    for tile, picture in zip(own, pictures, strict=True):
+        content = _photos.to_png(picture)
         write_bytes(root / tile.path, content)
         finished.append(tile.model_copy(update={"sha256": _photos.hash_bytes(content)}))
     return finished

@@ -16,7 +16,7 @@ from PIL import Image
 from synthdet.core.metadata import strip_metadata
 from synthdet.core.records import ManifestEntry, Photo
 from synthdet.errors import SynthdetError
-from synthdet.stages._photos import read_upright, to_png
+from synthdet.stages._photos import large_frames, read_upright, to_png
 from synthdet.stages.export_write import DatasetWriter
 
 _ORIENTATION = 0x0112
@@ -56,7 +56,8 @@ def add_frame(writer: DatasetWriter, photo: Photo, path: Path) -> None:
         raise SynthdetError(
             f"{path} is not the photo that prepare read: put that one back, or run `synthdet prepare ... --redo`"
         )
-    is_plain = _is_plain(path, content)
+    with large_frames():
+        is_plain = _is_plain(path, content)
     name = photo.image_id + (path.suffix.lower() if is_plain else ".png")
     entry = ManifestEntry(
         image_id=photo.image_id,
@@ -73,7 +74,8 @@ def add_frame(writer: DatasetWriter, photo: Photo, path: Path) -> None:
     if is_plain:
         writer.add(entry, path)
     else:
-        writer.add_bytes(entry, to_png(read_upright(path)))
+        with large_frames():
+            writer.add_bytes(entry, to_png(read_upright(path)))
 
 
 def _is_plain(path: Path, content: bytes) -> bool:

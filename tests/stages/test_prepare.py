@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import struct
+import threading
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -165,7 +167,7 @@ def test_twice_reads_no_photo(tmp_path, monkeypatch):
     def never(*_arguments: object) -> None:
         raise AssertionError("a photo was decoded")
 
-    monkeypatch.setattr(_photos, "_decode", never)
+    monkeypatch.setattr(_photos, "_opened", never)
     reporter = quiet_reporter()
     prepare.run(workspace, workspace.read_config(), reporter)
     assert contents(workspace) == before
@@ -560,6 +562,85 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path, kind):
     assert picture.dtype == np.uint8
     expected = {"16 bit": (100, 100, 100), "grey": (123, 123, 123)}.get(kind, (200, 100, 40))
     assert abs(picture[10, 10].astype(int) - expected).max() <= 12
+
+
+def patterned(mode: str, size_wh: tuple[int, int] = (91, 62)) -> Image.Image:
+    """A picture of any mode in which every place looks different."""
+    rng = np.random.default_rng(1)
+    small = Image.fromarray(rng.integers(20, 235, (9, 12, 3), dtype=np.uint8))
+    image = small.resize(size_wh, Image.Resampling.BICUBIC)
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    if mode == "RGBA":
+        image.putalpha(Image.linear_gradient("L").resize(size_wh))
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        *[(mode, "jpg") for mode in ("RGB", "L", "CMYK")],
+        *[(mode, "png") for mode in ("RGB", "RGBA", "P", "I;16")],
+        *[("RGB", "tif"), ("CMYK", "tif"), ("RGB", "webp")],
+    ],
+)
+def test_crops_are_those_of_the_whole_photo(tmp_path, monkeypatch, mode, suffix, orientation):
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[274] = orientation
+    patterned(mode).save(path, exif=exif)
+    crops = [(3, 5, 33, 35), (0, 0, 62, 62), (50, 40, 80, 70), (0, 0, 100, 100)]
+    whole = _photos.read_upright(path)
+    expected = [_photos.cut(whole, crop, 24) for crop in crops]
+    for large_file in (_photos._LARGE_FILE, 0):
+        monkeypatch.setattr(_photos, "_LARGE_FILE", large_file)
+        for picture, own in zip(_photos.read_crops(path, crops, 24), expected, strict=True):
+            assert np.array_equal(picture, own)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+@pytest.mark.parametrize(("mode", "suffix"), [("RGB", "jpg"), ("RGB", "png"), ("L", "tif")])
+def test_a_large_frame_is_seen_as_a_small_one_is(tmp_path, monkeypatch, mode, suffix, orientation):
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[274] = orientation
+    image = patterned(mode, (1203, 811))
+    image.paste(0, (0, 0, 1203, 160))
+    image.save(path, exif=exif)
+    small = _photos.inspect(path)
+    monkeypatch.setattr(_photos, "_LARGE_PIXELS", 100_000)
+    monkeypatch.setattr(_photos, "_LOOKED_AT", 60_000)
+    large = _photos.inspect(path)
+    for name in ("width", "height", "orientation", "stored_wh", "reason"):
+        assert getattr(large, name) == getattr(small, name)
+    apart = np.abs(large.thumb.astype(int) - small.thumb)
+    assert apart.mean() < 1
+    assert apart.max() <= 12  # at the black edge
+    areas = [sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in one.blank) for one in (large, small)]
+    assert areas[0] == pytest.approx(areas[1], rel=0.1)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    assert "cannot be decoded whole" in str(_photos.inspect(path).reason)
+
+
+def test_only_so_many_pixels_are_decoded_at_a_time():
+    room, held, most = _photos.Room(100), [], []
+    lock = threading.Lock()
+
+    def work(pixels: int) -> int:
+        with room.hold(pixels):
+            with lock:
+                held.append(pixels)
+                most.append(sum(held))
+            time.sleep(0.002)
+            with lock:
+                held.remove(pixels)
+        return pixels
+
+    wanted = [30, 60, 90, 500, 10, 10, 80, 40] * 4
+    assert list(_photos.in_order(work, wanted, 6)) == wanted
+    assert max(total for total in most if total != 500) <= 100
+    assert max(most) == 500  # alone
 
 
 # --- groups and splits ---------------------------------------------------------------------------
