@@ -75,6 +75,7 @@ class SdxlLoraTrainer:
         mixed_precision: "no", "fp16" or "bf16", of the frozen base and the forward pass.
         gradient_checkpointing: Less memory, slower.
         snr_gamma: Of the min-SNR loss weighting; None for none.
+        animal_weight: Added weight of the loss inside the animals' boxes.
         noise_offset: Added noise a channel.
         caption_dropout: Share of tiles without caption.
         symmetries: Train on the eight turns and mirror images of each tile.
@@ -98,6 +99,7 @@ class SdxlLoraTrainer:
     mixed_precision: str
     gradient_checkpointing: bool
     snr_gamma: float | None
+    animal_weight: float
     noise_offset: float
     caption_dropout: float
     symmetries: bool

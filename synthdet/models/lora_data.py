@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from synthdet.core.records import XYXY
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import TrainTile
 from synthdet.models.sdxl import Embedding
@@ -209,6 +210,19 @@ class Material:
         height, width = (side * self.pixels_per_latent for side in self.latent_shape[1:])
         return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
 
+    @cached_property
+    def _animals(self) -> Tensor:
+        """``(tiles, 1, height, width)``: share of each latent cell that lies in a box, 0..1."""
+        _, height, width = self.latent_shape
+        return torch.stack(
+            [cover_cells(tile.boxes, height, width, self.pixels_per_latent) for tile in self.tiles]
+        )[:, None]
+
+    def find_animals(self, draw: Draw) -> Tensor:
+        """``(n, 1, height, width)``: share of each cell of the drawn latents that lies in a box."""
+        pairs = zip(draw.tiles, draw.symmetries, strict=True)
+        return torch.stack([turn(self._animals[tile], symmetry) for tile, symmetry in pairs])
+
     def sample_latents(self, draw: Draw) -> Tensor:
         """``(n, channels, height, width)``: a sample of each tile's posterior, scaled.
 
@@ -237,6 +251,30 @@ class Material:
             torch.cat([embedding.states for embedding in heard]),
             torch.cat([embedding.pooled for embedding in heard]),
         )
+
+
+def cover_cells(boxes: Sequence[XYXY], height: int, width: int, side: int) -> Tensor:
+    """Share of each cell of a grid that lies in a box, ``(height, width)``, 0..1.
+
+    Args:
+        boxes: In pixels. Where they overlap the larger share counts.
+        height: Cells.
+        width: Cells.
+        side: Of a cell, in pixels.
+
+    Examples:
+        >>> cover_cells([(0, 2, 6, 4)], 2, 2, 4).tolist()
+        [[0.5, 0.25], [0.0, 0.0]]
+    """
+
+    def overlap(low: float, high: float, count: int) -> Tensor:
+        edges = torch.arange(count) * side
+        return ((edges + side).clamp(max=high) - edges.clamp(min=low)).clamp(min=0) / side
+
+    covered = torch.zeros(height, width)
+    for x1, y1, x2, y2 in boxes:
+        covered = covered.maximum(overlap(y1, y2, height)[:, None] * overlap(x1, x2, width))
+    return covered
 
 
 def _generator(seed: int, index: int, *, stream: int) -> torch.Generator:

@@ -100,8 +100,12 @@ class Training:
                 },
                 return_dict=False,
             )[0]
-        error = (predicted.float() - self._send(target)).square().mean(dim=(1, 2, 3))
-        loss: Tensor = (error * self._send(weights)).mean()
+        square = (predicted.float() - self._send(target)).square().mean(dim=1, keepdim=True)
+        if plan.animal_weight:
+            # A weighted mean: a picture without animals counts as much as one with.
+            inside = 1 + plan.animal_weight * material.find_animals(draw)
+            square = square * self._send(inside / inside.mean(dim=(2, 3), keepdim=True))
+        loss: Tensor = (square.mean(dim=(1, 2, 3)) * self._send(weights)).mean()
         return loss
 
     def _send(self, tensor: Tensor) -> Tensor:

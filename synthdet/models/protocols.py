@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from synthdet.core.records import DetectedBox, Split
+from synthdet.core.records import XYXY, DetectedBox, Split
 
 Picture = NDArray[np.uint8]
 
@@ -95,12 +95,14 @@ class DetectorTrainer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainTile:
-    """What the LoRA trainer needs of a tile: the file, its caption, and its id for the caches."""
+    """What the LoRA trainer needs of a tile: the file, its caption, its id for the caches, its boxes."""
 
     tile_id: str
     path: Path
     caption: str
     sha256: str
+    boxes: tuple[XYXY, ...] = ()
+    """Animals, in pixels of the tile."""
 
 
 class LoraTrainer(Protocol):

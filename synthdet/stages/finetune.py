@@ -212,7 +212,8 @@ def plan_training(tiles: Sequence[Tile], workspace: Workspace) -> list[TrainTile
             raise SynthdetError(
                 f"{path} is missing: run `synthdet prepare {workspace.root}` to make it again"
             )
-        planned.append(TrainTile(tile.tile_id, path, tile.caption, tile.sha256))
+        boxes = tuple(box.xyxy for box in tile.boxes)
+        planned.append(TrainTile(tile.tile_id, path, tile.caption, tile.sha256, boxes))
     return planned
 
 

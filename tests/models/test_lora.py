@@ -9,7 +9,9 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,10 @@ from synthdet.errors import SynthdetError
 from synthdet.models import lora_step, sdxl
 from synthdet.models.checkpoints import load_newest, save_checkpoint
 from synthdet.models.lora import METRICS_NAME, WEIGHTS_NAME, SdxlLoraTrainer
-from synthdet.models.lora_data import LatentCache, draw_pass, turn
+from synthdet.models.lora_data import Draw, LatentCache, Material, draw_pass, turn
 from synthdet.models.lora_step import min_snr_weights
 from synthdet.models.protocols import TrainTile
+from synthdet.models.sdxl import Embedding
 from tests.tiny import tiny_sdxl, tiny_vae
 
 ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
@@ -41,6 +44,7 @@ OPTIONS: dict[str, Any] = {
     "mixed_precision": "no",
     "gradient_checkpointing": False,
     "snr_gamma": 5.0,
+    "animal_weight": 0.0,
     "noise_offset": 0.05,
     "caption_dropout": 0.2,
     "symmetries": True,
@@ -212,6 +216,34 @@ def test_other_ways_to_train_give_a_lora_too(
         }
     same = path.read_bytes() == whole[WEIGHTS_NAME]
     assert same == ("gradient_checkpointing" in options)
+
+
+def test_loss_inside_boxes_counts_more_if_asked_for(
+    base: Path, tiles: list[TrainTile], whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    boxed = [replace(tile, boxes=((4.0, 8.0, 20.0, 14.0),)) for tile in tiles]
+    for name, given, weight in (("boxes", boxed, 0.0), ("none", tiles, 5.0), ("both", boxed, 5.0)):
+        train(base, given, tmp_path / name, animal_weight=weight)
+        same = (tmp_path / name / WEIGHTS_NAME).read_bytes() == whole[WEIGHTS_NAME]
+        assert same == (name != "both")
+
+
+def test_boxes_turn_with_the_latents_of_their_tile() -> None:
+    pixels = torch.zeros(24, 24)
+    pixels[3:9, 10:21] = 1.0
+    tile = TrainTile("tile", Path("tile.png"), "one seal", "0" * 64, ((10.0, 3.0, 21.0, 9.0),))
+    shapes = SimpleNamespace(read=lambda _tile, _symmetry: (torch.zeros(4, 6, 6), None))
+    material = Material(
+        tiles=[tile], latents=shapes, embeddings={}, no_caption=Embedding(pixels, pixels),
+        scaling_factor=1.0, pixels_per_latent=4,
+    )  # fmt: skip
+    nothing = torch.zeros(8)
+    draw = Draw((0,) * 8, tuple(range(8)), nothing, nothing, nothing, nothing)
+    found = material.find_animals(draw)
+    assert found.shape == (8, 1, 6, 6)
+    for symmetry in range(8):
+        expected = torch.nn.functional.avg_pool2d(turn(pixels, symmetry)[None], 4)
+        torch.testing.assert_close(found[symmetry], expected)
 
 
 def test_v_prediction_is_trained_as_such(tiles: list[TrainTile], tmp_path: Path) -> None:
