@@ -64,12 +64,18 @@ def run_stage(name: str, workspace: Workspace, reporter: Reporter, *, redo: bool
 def run_stages(workspace: Workspace, reporter: Reporter, *, until: str = STAGES[-1]) -> None:
     """Run every stage that is needed and not done, in order, up to and with ``until``.
 
+    After the last one the run's contact sheet is drawn.
+
     Raises:
         SynthdetError: Whatever a stage has to tell; the stages before it are done.
     """
     for name in STAGES[: STAGES.index(until) + 1]:
         if _is_needed(name, workspace.read_config()):
             run_stage(name, workspace, reporter)
+    if until == STAGES[-1]:
+        from synthdet.stages import contact_sheet
+
+        contact_sheet.draw(workspace)
 
 
 def _is_needed(stage: str, config: Config) -> bool:
@@ -201,6 +207,7 @@ def _open_lora_trainer(config: Config, note: Callable[[str], None]) -> LoraTrain
         mixed_precision=settings.mixed_precision,
         gradient_checkpointing=settings.gradient_checkpointing,
         snr_gamma=settings.snr_gamma,
+        animal_weight=settings.animal_weight,
         noise_offset=settings.noise_offset,
         caption_dropout=settings.caption_dropout,
         symmetries=settings.symmetries,
@@ -494,6 +501,7 @@ def say_where_to_look(workspace: Workspace, reporter: Reporter) -> None:
         ("", workspace.stage("export").path / "coco" / "annotations"),
         ("report", workspace.stage("evaluate").path / "report.html"),
         ("", workspace.stage("filter").path / "report.png"),
+        ("", workspace.root / "contact-sheet.png"),
     ):
         reporter.close(what, str(path))
     reporter.close("look", f"synthdet app {workspace.root}")

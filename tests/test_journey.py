@@ -8,12 +8,23 @@ import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+from PIL import Image
 from pycocotools.coco import COCO
 
-from synthdet.core.records import SPLITS, ManifestEntry, Photo, Tile
+from synthdet.core.records import (
+    SPLITS,
+    Decision,
+    Label,
+    LabelStatus,
+    ManifestEntry,
+    Photo,
+    Tile,
+)
+from synthdet.stages import contact_sheet
 from synthdet.workspace import STAGES, Workspace, read_json, read_records
 from tests.quick import QUICK_SETTINGS, quick_survey, skip_without_weights
 
@@ -100,6 +111,30 @@ def test_the_study_is_real_on_both_sides(workspace: Workspace) -> None:
 def test_every_picture_is_one_of_its_own(workspace: Workspace) -> None:
     pictures = sorted((workspace.stage("generate").path / "images").glob("*.png"))
     assert len({path.read_bytes() for path in pictures}) == len(pictures) == 8
+
+
+def test_the_contact_sheet_shows_every_kind_there_is(workspace: Workspace) -> None:
+    labels = read_records(workspace.stage("label").path / "labels.jsonl", Label)
+    decisions = read_records(workspace.stage("filter").path / "decisions.jsonl", Decision)
+    strips = {strip.title: strip.cells for strip in contact_sheet.strips(workspace)}
+    numbers = {
+        status: sum(one.status == status for one in labels) for status in get_args(LabelStatus)
+    }
+    dropped = sum(not one.kept for one in decisions)
+    for title, number in (
+        (f"kept, and labelled without a doubt ({numbers['accept']})", numbers["accept"]),
+        (f"kept, for a person to look at ({numbers['review']})", numbers["review"]),
+        (f"kept, and confirmed empty ({numbers['negative']})", numbers["negative"]),
+        (f"dropped by the filter ({dropped})", dropped),
+    ):
+        assert len(strips[title]) == min(number, 10)
+    assert all(one.boxes for one in next(iter(strips.values())))
+    before = (workspace.root / contact_sheet.NAME).read_bytes()
+    assert contact_sheet.draw(workspace).read_bytes() == before
+    with Image.open(workspace.root / contact_sheet.NAME) as sheet:
+        assert sheet.width > 1000
+        colours = {colour for _, colour in sheet.convert("RGB").getcolors(2**24) or ()}
+    assert (240, 228, 66) in colours, "the real boxes are drawn"
 
 
 def test_again_it_makes_nothing(workspace: Workspace) -> None:
