@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +16,9 @@ from synthdet.core.records import SPLITS, XYXY, Box, Photo, Rejected
 from synthdet.errors import SynthdetError
 from synthdet.progress import Reporter
 from synthdet.stages import _annotations, _photos, _splits
-from synthdet.stages._annotations import Annotation, Annotations, Recognised
+from synthdet.stages._annotations import Annotation, Annotations
 from synthdet.stages._exif import read_taken
+from synthdet.stages._recognise import Recognised
 from synthdet.stages._splits import Checked
 from synthdet.stages._tiles import (
     animal_sizes,
@@ -72,7 +72,12 @@ def make_survey(
     }
     planned = plan_tiles(photos, shape, settings)
     small = sum(min(photo.width, photo.height) < ground.crop_side for photo in photos)
-    notes = [*plan.notes, *_say_filled(photos), *describe_tiles(planned, small, ground)]
+    notes = [
+        *annotations.notes,
+        *plan.notes,
+        *_say_filled(photos),
+        *describe_tiles(planned, small, ground),
+    ]
     write_records(folder.path / "photos.jsonl", photos)
     write_records(folder.path / "rejected.jsonl", rejected)
     write_records(folder.path / SPLITS_FILE, _splits.assignments(checked, plan, earlier))
@@ -177,12 +182,8 @@ def _check_photos(
     root = recognised.listing.root
     checked: list[Checked] = []
     paths = [root / photo.path for photo in annotations.photos]
-    look = partial(_look, room=_photos.Room())
-    with (
-        reporter.bar("prepare", len(paths), unit="photo", doing="reading photos") as advance,
-        _photos.large_frames(),
-    ):
-        found = _photos.in_order(look, paths, settings.workers)
+    with reporter.bar("prepare", len(paths), unit="photo", doing="reading photos") as advance:
+        found = _photos.in_order(_look, paths, settings.workers)
         for photo, (inspected, taken) in zip(annotations.photos, found, strict=True):
             advance(1)
             rejected.extend(
@@ -224,8 +225,8 @@ def _check_photos(
     return checked
 
 
-def _look(path: Path, room: _photos.Room) -> tuple[_photos.Inspected, Taken | None]:
-    return _photos.inspect(path, room), read_taken(path)
+def _look(path: Path) -> tuple[_photos.Inspected, Taken | None]:
+    return _photos.inspect(path), read_taken(path)
 
 
 def _to_pixels(photo: Annotation, inspected: _photos.Inspected) -> list[Box] | Rejected:

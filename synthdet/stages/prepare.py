@@ -26,7 +26,7 @@ from synthdet.core.records import SPLITS, Photo, Tile
 from synthdet.errors import SynthdetError
 from synthdet.progress import Reporter
 from synthdet.stages import _photos
-from synthdet.stages._annotations import Recognised, recognise
+from synthdet.stages._recognise import Recognised, recognise
 from synthdet.stages._survey import SURVEY_FILES, make_survey
 from synthdet.stages._tiles import cut_tiles, plan_tiles
 from synthdet.workspace import (

@@ -15,7 +15,8 @@ from synthdet.core.boxes import check_boxes
 from synthdet.core.records import Record, Rejected
 from synthdet.errors import SynthdetError
 from synthdet.stages import _photos
-from synthdet.stages._annotations import read_annotations, recognise
+from synthdet.stages._annotations import read_annotations
+from synthdet.stages._recognise import recognise
 from tests.builders import write_photo
 from tests.corrupt import (
     HEIGHT,
