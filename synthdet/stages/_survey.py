@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -182,8 +183,12 @@ def _check_photos(
     root = recognised.listing.root
     checked: list[Checked] = []
     paths = [root / photo.path for photo in annotations.photos]
-    with reporter.bar("prepare", len(paths), unit="photo", doing="reading photos") as advance:
-        found = _photos.in_order(_look, paths, settings.workers)
+    look = partial(_look, room=_photos.Room())
+    with (
+        reporter.bar("prepare", len(paths), unit="photo", doing="reading photos") as advance,
+        _photos.large_frames(),
+    ):
+        found = _photos.in_order(look, paths, settings.workers)
         for photo, (inspected, taken) in zip(annotations.photos, found, strict=True):
             advance(1)
             rejected.extend(
@@ -225,8 +230,8 @@ def _check_photos(
     return checked
 
 
-def _look(path: Path) -> tuple[_photos.Inspected, Taken | None]:
-    return _photos.inspect(path), read_taken(path)
+def _look(path: Path, room: _photos.Room) -> tuple[_photos.Inspected, Taken | None]:
+    return _photos.inspect(path, room), read_taken(path)
 
 
 def _to_pixels(photo: Annotation, inspected: _photos.Inspected) -> list[Box] | Rejected:
