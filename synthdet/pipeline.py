@@ -143,11 +143,17 @@ def _label(workspace: Workspace, config: Config, reporter: Reporter, redo: bool)
 def _export(workspace: Workspace, config: Config, reporter: Reporter, redo: bool) -> None:
     from synthdet.models.dataset_reader import UltralyticsReader
     from synthdet.models.detector import DetectorProcess
+    from synthdet.models.identity import identify
     from synthdet.stages import export
 
     with DetectorProcess(1) as process:
         export.run(
-            workspace, config, reporter, open_reader=lambda: UltralyticsReader(process), redo=redo
+            workspace,
+            config,
+            reporter,
+            open_reader=lambda: UltralyticsReader(process),
+            identify=lambda name, part: identify(_embedded(name, part)),
+            redo=redo,
         )
 
 

@@ -34,7 +34,7 @@ import numpy as np
 
 from synthdet.config import Config
 from synthdet.core.boxes import MIN_SIDE, check_boxes
-from synthdet.core.datacard import CardFacts, make_data_card
+from synthdet.core.datacard import make_data_card
 from synthdet.core.formats.yolo import to_yolo_lines
 from synthdet.core.mixing import Candidate, Embeddings, Settled, choose, settle
 from synthdet.core.records import (
@@ -56,6 +56,7 @@ from synthdet.errors import SynthdetError
 from synthdet.models.protocols import DatasetReader
 from synthdet.progress import Reporter
 from synthdet.stages.export_augment import Augment, make_augment, plan_copies, write_copy
+from synthdet.stages.export_card import Exported, Identify, gather_facts
 from synthdet.stages.export_check import check_export
 from synthdet.stages.export_frames import add_frame, plan_frames
 from synthdet.stages.export_write import DatasetWriter
@@ -73,7 +74,6 @@ from synthdet.workspace import (
 _STEP = 256
 """Pictures between two moves of the progress bar."""
 NOT_CHOSEN = "more than the mix asks for"
-LORA_NAME = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,7 @@ def run(
     reporter: Reporter,
     *,
     open_reader: Callable[[], DatasetReader] | None = None,
+    identify: Identify | None = None,
     redo: bool = False,
 ) -> None:
     """Write the datasets.
@@ -133,6 +134,7 @@ def run(
         config: Its settings.
         reporter: Hears what goes on.
         open_reader: Reads the YOLO datasets besides, to check them: ultralytics.
+        identify: Finds out which weights a model's name stood for, for the data card.
         redo: Set the old folder aside and start afresh.
 
     Raises:
@@ -165,7 +167,7 @@ def run(
     _check_plan(plan, given.class_names, workspace)
     build = folder.path / ".tmp-build"
     _write_datasets(build, plan, given, config, reporter)
-    write_text(build / "DATA_CARD.md", make_data_card(_card_facts(workspace, given, plan)))
+    _write_card(build, workspace, plan, given, config, identify)
     # A dataset is only good if it can be moved, so it is, before anybody reads it.
     moved = folder.path / ".tmp-moved"
     os.rename(build, moved)
@@ -557,6 +559,27 @@ def _label_path(image: Path) -> Path:
     return Path(f"{before}/labels{after}") / f"{image.stem}.txt"
 
 
+def _write_card(
+    build: Path,
+    workspace: Workspace,
+    plan: _Plan,
+    given: _Inputs,
+    config: Config,
+    identify: Identify | None,
+) -> None:
+    exported = Exported(
+        class_names=given.class_names,
+        entries=plan.entries,
+        left_out=plan.left_out,
+        num_copies=0 if config.export.augmented == "train" else len(plan.copies),
+        num_frames=len(plan.frames),
+        manifest=build / "manifest.jsonl",
+    )
+    mix = config.export.settings("decision")
+    facts = gather_facts(workspace, exported, mix, identify)
+    write_text(build / "DATA_CARD.md", make_data_card(facts))
+
+
 def _counts(plan: _Plan, given: _Inputs) -> dict[str, Any]:
     sources = Counter(entry.source for entry in plan.entries)
     backgrounds = sum(one.source == "synthetic" and not one.boxes for one in plan.entries)
@@ -586,46 +609,3 @@ def _closing_line(counts: Mapping[str, Any]) -> str:
         what += f" · {counts['augmented']:,} augmented copies"
     splits = ", ".join(f"{split} {some:,}" for split, some in counts["splits"].items())
     return f"{what} · {splits} · YOLO and COCO read back equal"
-
-
-def _card_facts(workspace: Workspace, given: _Inputs, plan: _Plan) -> CardFacts:
-    locks = {
-        name: workspace.stage(name).lock() or {}
-        for name in ("finetune", "generate", "filter", "label")
-    }
-    has_synthetic = any(entry.source == "synthetic" for entry in plan.entries)
-    return CardFacts(
-        class_names=given.class_names,
-        entries=plan.entries,
-        left_out=plan.left_out,
-        filter_counts=locks["filter"].get("counts", {}),
-        label_counts=locks["label"].get("counts", {}),
-        models=_models(workspace, locks) if has_synthetic else {},
-    )
-
-
-def _models(workspace: Workspace, locks: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The networks that made the synthetic part, as the stages that used them recorded it."""
-    settings = {name: lock.get("settings", {}) for name, lock in locks.items()}
-    lora = workspace.stage("finetune").path / LORA_NAME
-    detector, weights = settings["label"].get("detector"), settings["label"].get("weights")
-    models = {"Filter": _public(settings["filter"].get("model"))}
-    if settings["generate"].get("pictures"):
-        models["Synthetic pictures"] = "made elsewhere and brought in by the user"
-    else:
-        models["Base model"] = _public(settings["finetune"].get("base_model"))
-        models["LoRA"] = f"SHA-256 {hash_file(lora)}" if lora.exists() else None
-    if weights:
-        models["Boxes of synthetic pictures"] = _public(weights)
-    elif detector:
-        models["Boxes of synthetic pictures"] = (
-            f"{_public(detector)}, trained on the real train tiles"
-        )
-    return {name: model for name, model in models.items() if model is not None}
-
-
-def _public(model: str | None) -> str | None:
-    """A hub id as it is; of a path the name alone: where it lay on one's disk is nobody's business."""
-    if model is not None and model.startswith(("/", "~", ".")):
-        return Path(model).name
-    return model

@@ -131,7 +131,8 @@ def test_whole(labelled: Run) -> None:
     assert lock["counts"]["left_out"] == {"dropped by the filter": 2, "waiting for review": 1}
     card = (workspace.root / "6-export/DATA_CARD.md").read_text()
     assert "| train | synthetic | 5 | 2 |" in card
-    assert "Base model: pocket" in card
+    assert "| base model | pocket | not known | Apache-2.0 |" in card
+    assert str(workspace.root) not in card
 
 
 def test_yolo_is_as_ultralytics_wants_it(labelled: Run) -> None:
