@@ -266,7 +266,6 @@ def _latents(build: Build, name: str, vae: Any, tokenizer: Any) -> Any:
     import torch
 
     from synthdet.pocket import build_scenes, build_unet, build_vae
-    from synthdet.pocket.build_text import token_ids
 
     scenes = _scenes(build, name)
     weights = build.cache / "vae" / "vae" / "diffusion_pytorch_model.safetensors"
@@ -279,12 +278,8 @@ def _latents(build: Build, name: str, vae: Any, tokenizer: Any) -> Any:
         with partial.open("wb") as file:
             np.save(file, build_vae.encode(vae, scenes, torch.device(build.device)))
         os.replace(partial, path)
-    captions = [annotation.caption for annotation in scenes.annotations]
-    return build_unet.LatentScenes(
-        np.load(path, mmap_mode="r"),
-        token_ids(tokenizer, captions),
-        build_scenes.box_masks(scenes.annotations, build.plan.scenes.size),
-    )
+    latents = np.load(path, mmap_mode="r")
+    return build_unet.latent_scenes(latents, scenes, tokenizer, build.plan.scenes.size)
 
 
 def _draw_samples(build: Build, pipeline: Any, step: int) -> float:

@@ -93,10 +93,12 @@ class UNetPlan:
     animal_weight: float = 8.0
     """Added weight of the loss inside boxes: animals are small, and water is easy. With 3 the sea was
     right after 8,000 steps, and animals were blobs in their colours."""
-    crop_fraction: float = 0.1
-    """Share of steps on a crop of the latents, told so in the size ids."""
+    crop_fraction: float = 0.85
+    """Share of steps on crops around animals (see `build_crops`); a last stretch wants few."""
+    crop_sides: tuple[float, ...] = (0.5, 0.5, 0.625, 0.75)
+    """Sides of those crops, as shares of a scene's."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(20_000, 8, 8e-4, warmup=300, decay_fraction=0.2)
+        default_factory=lambda: Schedule(30_000, 16, 8e-4, warmup=300, decay_fraction=0.2)
     )
 
 

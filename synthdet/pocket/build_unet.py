@@ -27,10 +27,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from synthdet.pocket.build_crops import (
+    CELL,
+    STEP,
+    Window,
+    captions_by_count,
+    choose_windows,
+    count_in,
+    take,
+)
 from synthdet.pocket.build_plan import BuildPlan, UNetPlan
-from synthdet.pocket.build_scenes import batch_indices
+from synthdet.pocket.build_scenes import Annotation, Scenes, batch_indices, box_masks
 from synthdet.pocket.build_text import read_as_float32, text_config, token_ids
-from synthdet.pocket.build_training import Trained, Workplace, step_generator, train, turn
+from synthdet.pocket.build_training import (
+    Trained,
+    Workplace,
+    step_generator,
+    train,
+    turn,
+    turn_box,
+)
 
 
 def noise_schedule(plan: UNetPlan) -> dict[str, Any]:
@@ -84,25 +100,33 @@ class Denoiser(nn.Module):
 
 @dataclass(frozen=True)
 class LatentScenes:
-    """What the UNet is trained on: latents, captions as ids, and where the animals are."""
+    """What the UNet is trained on: latents, and what is in them."""
 
     latents: NDArray[np.float16]
+    """`(n, 4, size / 4, size / 4)`."""
+    annotations: Sequence[Annotation]
     ids: Tensor
+    """`(n, 3, length)`: the caption for one, two and three things in sight."""
     masks: NDArray[np.bool_]
     """`(n, size / 4, size / 4)`: inside a box."""
 
 
-def _crop(generator: torch.Generator, fraction: float, size: int) -> tuple[int, int, int, int]:
-    """Top, left, height, width of a crop of a picture in pixels, mostly the whole of it."""
-    if torch.rand((), generator=generator).item() >= fraction:
-        return 0, 0, size, size
-    step = 32 if size >= 96 else 16
-    shapes = [(size, size - step), (size - step, size), (size - step, size - step)]
-    height, width = shapes[int(torch.randint(3, (), generator=generator))]
-    # Whole cells of the UNet's coarsest level (16 pixels), so that crops fit it.
-    top = 16 * int(torch.randint((size - height) // 16 + 1, (), generator=generator))
-    left = 16 * int(torch.randint((size - width) // 16 + 1, (), generator=generator))
-    return top, left, height, width
+def latent_scenes(
+    latents: NDArray[np.float16], scenes: Scenes, tokenizer: CLIPTokenizer, size: int
+) -> LatentScenes:
+    """Scenes of which the latents are there."""
+    captions = [text for one in scenes.annotations for text in captions_by_count(one)]
+    ids = token_ids(tokenizer, captions).view(len(scenes), 3, -1)
+    return LatentScenes(latents, scenes.annotations, ids, box_masks(scenes.annotations, size))
+
+
+def _draw_side(plan: UNetPlan, whole: int, generator: torch.Generator) -> int:
+    """Side of a step's crops in cells; the whole scene's in the other steps."""
+    drawn, which = torch.rand(2, generator=generator).tolist()
+    if drawn >= plan.crop_fraction:
+        return whole
+    share = plan.crop_sides[int(which * len(plan.crop_sides))]
+    return max(1, round(share * whole / STEP)) * STEP
 
 
 class DenoisingLoss:
@@ -134,12 +158,14 @@ class DenoisingLoss:
         """Loss of the scenes of these indices."""
         plan, count = self.plan.unet, len(indices)
         symmetry = int(torch.randint(8, (), generator=generator))
-        top, left, height, width = _crop(generator, plan.crop_fraction, self.plan.scenes.size)
-        rows, columns = slice(top // 4, (top + height) // 4), slice(left // 4, (left + width) // 4)
-        latents = turn(torch.from_numpy(self.data.latents[indices]).float(), symmetry)
-        latents = latents[..., rows, columns]
-        mask = turn(torch.from_numpy(self.data.masks[indices]).float()[:, None], symmetry)
-        weight = 1 + plan.animal_weight * mask[..., rows, columns]
+        whole = self.plan.scenes.size // CELL
+        side = _draw_side(plan, whole, generator)
+        annotations = [self.data.annotations[i] for i in indices]
+        windows = choose_windows(annotations, side, whole, generator)
+        taken = take(self.data.latents[indices], windows, side)
+        latents = turn(torch.from_numpy(taken).float(), symmetry)
+        mask = torch.from_numpy(take(self.data.masks[indices], windows, side)).float()[:, None]
+        weight = 1 + plan.animal_weight * turn(mask, symmetry)
         noise = torch.randn(latents.shape, generator=generator)
         # One timestep from each of `count` equal strata: less noise in the gradient.
         strata = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
@@ -153,9 +179,10 @@ class DenoisingLoss:
             -1, 1, 1, 1
         )
         noisy = self.noiser.add_noise(latents, noise, timesteps).to(self.device)
-        states, pooled = self._read(self.data.ids[torch.from_numpy(indices)], generator)
-        size = self.plan.scenes.size
-        time_ids = torch.tensor([[size, size, top, left, height, width]] * count).float()
+        seen = zip(annotations, windows, strict=True)
+        counts = torch.tensor([max(1, min(3, count_in(*one, side))) for one in seen])
+        states, pooled = self._read(self.data.ids[torch.from_numpy(indices), counts - 1], generator)
+        time_ids = self._time_ids(windows, side, symmetry)
         made = self.model.unet(
             noisy,
             timesteps.to(self.device),
@@ -165,6 +192,18 @@ class DenoisingLoss:
         error: Tensor = (made.float() - target.to(self.device)) ** 2
         weighted: Tensor = error * weight.to(self.device)
         return weighted.mean()
+
+    def _time_ids(self, windows: Sequence[Window], side: int, symmetry: int) -> Tensor:
+        """SDXL's size ids `(n, 6)` in pixels: of the scene, of the crop's corner, of the crop."""
+        size, wide = self.plan.scenes.size, CELL * side
+        rows = []
+        for x, y in windows:
+            left, top = CELL * x, CELL * y
+            left, top, _, _ = map(
+                int, turn_box((left, top, left + wide, top + wide), symmetry, size)
+            )
+            rows.append([size, size, top, left, wide, wide])
+        return torch.tensor(rows).float()
 
     def _read(self, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         # Without a negative prompt SDXL's pipeline guides away from zeros, with an empty one from
