@@ -55,6 +55,29 @@ def plan_classes(
     return class_names, [None if name is None else class_names.index(name) for name in wanted]
 
 
+def say_unused(
+    names: Sequence[str], counts: Sequence[int], class_map: Sequence[int | None]
+) -> list[str]:
+    """A note on the run's classes that no box has, if there are any.
+
+    Examples:
+        >>> say_unused(["seals", "seal"], [0, 74], [0, 1])
+        ["no box has the class 'seals': drop what means nothing with prepare.classes={'seals': null}"]
+    """
+    used = {number for number, count in zip(class_map, counts, strict=True) if count}
+    unused = [
+        name
+        for name, number in zip(names, class_map, strict=True)
+        if number is not None and number not in used
+    ]
+    if not unused:
+        return []
+    drop = ", ".join(f"{name!r}: null" for name in unused[:5])
+    return [
+        f"no box has the class {_listed(unused)}: drop what means nothing with prepare.classes={{{drop}}}"
+    ]
+
+
 def _refuse_twins(
     names: Sequence[str], counts: Sequence[int], mapping: Mapping[str, str | None]
 ) -> None:

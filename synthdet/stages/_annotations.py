@@ -208,6 +208,12 @@ def _read_parsed(recognised: Recognised) -> Annotations:
             boxes,
             tuple(image.problems),
         )
+    if not annotations and rejected:
+        files = ", ".join(path.name for path in sorted(recognised.parsed)[:3])
+        raise SynthdetError(
+            f"{files}: none of what is annotated there is a usable photo of {root} (first: {rejected[0].path} {rejected[0].reason}): "
+            "name the photos' folder with prepare.photos, or correct the names"
+        )
     for path, file in recognised.parsed.items():
         place = relative(path, root)
         rejected.extend(Rejected(path=place, reason=problem, box=()) for problem in file.problems)

@@ -16,7 +16,10 @@ from synthdet.core.records import Rejected, Split
 from synthdet.errors import SynthdetError
 from synthdet.stages._photos import PHOTO_SUFFIXES, Listing
 
-_LAYOUT: Final = LAYOUT_WORDS | {"jpegimages", "xml", "json", "txt", "csv"}
+_LAYOUT: Final = LAYOUT_WORDS | {
+    "jpegimages", "image", "img", "imgs", "photos", "pictures", "frames", "data", "label", "annotation",
+    "ann", "anns", "xml", "xmls", "json", "jsons", "txt", "txts", "voc", "yolo",
+}  # fmt: skip
 """Folders that say how a survey is laid out, not what is in it."""
 _PARALLEL: Final = {"images": ("labels", "annotations"), "JPEGImages": ("Annotations",)}
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from synthdet.config import PrepareConfig
 from synthdet.core import groups, splits, tiles
 from synthdet.core.boxes import check_boxes, fills_photo, to_upright
-from synthdet.core.classes import plan_classes
+from synthdet.core.classes import plan_classes, say_unused
 from synthdet.core.flights import Taken
 from synthdet.core.records import SPLITS, XYXY, Box, Photo, Rejected
 from synthdet.errors import SynthdetError
@@ -47,11 +47,8 @@ def make_survey(
     annotations = _annotations.read_annotations(recognised, unnamed=settings.classes is not None)
     annotations = _handle_unlabelled(annotations, recognised, settings)
     num_boxes = Counter(box.class_id for photo in annotations.photos for box in photo.boxes)
-    class_names, class_map = plan_classes(
-        annotations.names,
-        [num_boxes[number] for number in range(len(annotations.names))],
-        settings.classes,
-    )
+    counts = [num_boxes[number] for number in range(len(annotations.names))]
+    class_names, class_map = plan_classes(annotations.names, counts, settings.classes)
     rejected = [*recognised.listing.rejected, *annotations.rejected]
     checked = _check_photos(
         annotations, class_map, recognised, hashes, settings, rejected, reporter
@@ -75,6 +72,7 @@ def make_survey(
     small = sum(min(photo.width, photo.height) < ground.crop_side for photo in photos)
     notes = [
         *annotations.notes,
+        *say_unused(annotations.names, counts, class_map),
         *plan.notes,
         *_say_filled(photos),
         *describe_tiles(planned, small, ground),

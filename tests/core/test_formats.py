@@ -123,6 +123,11 @@ def test_names_of_a_yaml_and_of_a_text():
     assert names_from_yaml({"names": []}) is None
     assert names_from_yaml(["seal"]) is None
     assert names_from_yaml({"names": {"seal": 0}}) is None
+    assert names_from_yaml({"names": {float("inf"): "seal"}}) is None
+    bomb: list[object] = ["seal"]
+    for _time in range(60):
+        bomb = [bomb, bomb]  # as YAML's anchors make it: a few bytes, 2 to the 60 names
+    assert names_from_yaml({"names": bomb}) is None
     assert names_from_text("seal\r\n\r\npup\r\n") == {0: "seal", 1: "pup"}
 
 
@@ -387,6 +392,14 @@ def test_voc_polygons_and_turned_boxes():
     )
     assert [box.xyxy for box in photo.boxes] == [(10, 5, 30, 25), (15, 0, 25, 20)]
     assert photo.size_wh is None
+
+
+def test_polygons_of_the_old_labelme():
+    points = "".join(f"<pt><x>{x}</x><y>{y}</y></pt>" for x, y in ((10, 5), (30, 6), (20, 25)))
+    mark = f"<object><name>seal</name><deleted>{{}}</deleted><polygon><username>x</username>{points}</polygon></object>"
+    photo = voc(mark.format(0) + mark.format(1))
+    assert [box.xyxy for box in photo.boxes] == [(10, 5, 30, 25)]
+    assert photo.problems == []
 
 
 @pytest.mark.parametrize(

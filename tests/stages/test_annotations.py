@@ -323,3 +323,39 @@ def test_coco_with_segmentations_only(tmp_path):
         annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
     path.write_text(json.dumps(fields))
     assert {photo.path: photo.boxes for photo in read(survey).photos} == expected
+
+
+@pytest.mark.parametrize(
+    "places", [("data", "labels"), ("photos", "ann"), ("site/img", "site/xml")]
+)
+def test_folders_by_other_names(tmp_path, places):
+    for name, width, height, boxes in put(tmp_path, places[0]):
+        path = tmp_path / places[1] / f"{name[:-4]}.xml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(to_voc("renamed.jpg", width, height, boxes, NAMES))
+    assert len(read(tmp_path).photos) == 12
+
+
+def test_annotations_of_other_photos_are_told(tmp_path):
+    told = put(tmp_path)
+    (tmp_path / "a.xml").write_text(to_cvat([(f"x{n}", *rest) for n, *rest in told], NAMES))
+    message = refused(tmp_path)
+    assert "none of what is annotated there is a usable photo" in message
+    assert "xflight0_0000.jpg is not in the photos' folder" in message
+
+
+def test_a_class_without_boxes_is_told(tmp_path):
+    survey = make_yolo_survey(tmp_path / "survey", names=("seals",))
+    (survey / "data.yaml").write_text("names: [seals, seal]\n")
+    _workspace, heard = go(tmp_path, survey)
+    assert "no box has the class 'seal': drop what means nothing" in heard
+
+
+def test_a_name_file_that_is_a_bomb_is_passed_over(tmp_path):
+    survey = make_yolo_survey(tmp_path / "survey")
+    lines = [
+        "a0: &a0 [x]",
+        *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)),
+    ]
+    (survey / "data.yaml").write_text("\n".join([*lines, "names: *a29\n"]))
+    assert "no class names" in refused(survey)

@@ -8,6 +8,7 @@ Source:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 from xml.sax.saxutils import escape  # escapes text; parses nothing
@@ -41,8 +42,8 @@ def is_voc(root: Element) -> bool:
 def from_voc(root: Element) -> AnnotationFile:
     """Read a Pascal VOC annotation.
 
-    Boxes, the polygons that Roboflow writes without a box, and the turned boxes of roLabelImg (as the
-    upright box around them).
+    Boxes; polygons, as Roboflow and LabelMe's old web tool write them, and the turned boxes of roLabelImg,
+    as the upright box around them.
 
     Examples:
         >>> from synthdet.core.formats.safe_xml import parse_xml
@@ -59,6 +60,8 @@ def from_voc(root: Element) -> AnnotationFile:
     database = root.words("source", "database").lower()
     first = 1 if database.startswith(_COUNT_FROM_ONE) else 0
     for marked in root.every("object"):
+        if marked.words("deleted") == "1":
+            continue
         try:
             name = to_name(marked.words("name"))
             if not name:
@@ -128,12 +131,15 @@ def _from_object(marked: Element) -> XYXY:
     polygon = marked.first("polygon")
     if polygon is None:
         raise ValueError("has neither bndbox nor polygon")
-    values = {point.tag: to_number(point.text, point.tag) for point in polygon.children}
     points = [
-        (value, values[f"y{tag[1:]}"])
-        for tag, value in values.items()
-        if tag.startswith("x") and f"y{tag[1:]}" in values
+        (to_number(point.words("x"), "x"), to_number(point.words("y"), "y"))
+        for point in polygon.every("pt")
     ]
+    for corner in polygon.children:
+        if re.fullmatch(r"x\d+", corner.tag):
+            below = f"y{corner.tag[1:]}"
+            y = to_number(polygon.words(below), below)
+            points.append((to_number(corner.text, corner.tag), y))
     if len(points) < 3:
         raise ValueError("has a polygon without three corners")
     return around(points)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from synthdet.core.formats.annotated import to_name
 from synthdet.core.records import Box
 
 _GRID = 1_000_000
@@ -104,11 +105,13 @@ def names_from_yaml(fields: Any) -> dict[int, str] | None:
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names:
         return None
+    if not all(isinstance(name, str | int | float) for name in names.values()):
+        return None  # and a list of lists of lists, a few bytes of YAML, is never written out
     try:
         return {
-            int(number): str(name).strip() for number, name in sorted(names.items(), key=_order)
+            int(number): to_name(str(name)) for number, name in sorted(names.items(), key=_order)
         }
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
@@ -119,7 +122,7 @@ def names_from_text(text: str) -> dict[int, str]:
         >>> names_from_text("seal\r\npup\n\n")
         {0: 'seal', 1: 'pup'}
     """
-    names = [line.strip().lstrip("\ufeff") for line in text.splitlines()]
+    names = [to_name(line.lstrip("\ufeff")) for line in text.splitlines()]
     return dict(enumerate(name for name in names if name))
 
 
