@@ -105,8 +105,8 @@ class PrepareConfig(Section):
     """What stands for `{animals}` where there is none."""
     seed: int = 0
     """Seed of the splits and of the tiles' offsets."""
-    workers: int = _runtime(2, ge=1)
-    """Threads that decode photos and cut tiles (decoders let go of the interpreter's lock)."""
+    workers: int = _runtime(0, ge=0)
+    """Threads that decode photos and cut tiles (decoders let go of the interpreter's lock). 0: one a core."""
 
 
 class FinetuneConfig(Section):

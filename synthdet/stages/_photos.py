@@ -11,6 +11,7 @@ import itertools
 import math
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -366,16 +367,22 @@ def in_order(work: Callable[[T], U], items: Iterable[T], workers: int) -> Iterat
 
     Threads, because decoders and encoders let go of the interpreter's lock: nothing has to be copied
     between processes, and a killed run leaves no orphans.
+
+    Args:
+        work: What is done with each item.
+        items: Taken one by one.
+        workers: Threads; 0 for one a core.
     """
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        waiting: list[Future[U]] = []
+    threads = workers or os.cpu_count() or 1
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        waiting: deque[Future[U]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
-                if len(waiting) > 2 * workers:
-                    yield waiting.pop(0).result()
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
             while waiting:
-                yield waiting.pop(0).result()
+                yield waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
