@@ -88,7 +88,7 @@ class Kin:
     """What a photo's name says about its relatives.
 
     Attributes:
-        original: Key that copies of one original share.
+        original: Key that copies of one original share, as far as names say that they are copies.
         frame: Key that tiles of one frame share.
         group: Key of the block of consecutive frames. What a split must not tear.
         chain: Key of the whole chain of consecutive frames that the block was cut from.
@@ -154,7 +154,7 @@ def find_kin(
                     spans.update(dict.fromkeys(by_number[number], names))
     return [
         Kin(original, frame, *spans.get(frame, (frame, frame)))
-        for original, frame in zip(originals, frames, strict=True)
+        for original, frame in zip(_told_apart(originals, paths), frames, strict=True)
     ]
 
 
@@ -304,6 +304,15 @@ def _originals(paths: Sequence[str]) -> list[str]:
             for stem, upload in zip(stems, uploads, strict=True)
         ]
     return ["/".join([*_folders(path), stem]) for path, stem in zip(paths, stems, strict=True)]
+
+
+def _told_apart(originals: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """Originals of one name, unless they say that they are copies, are not copies: 1.jpg of each split."""
+    number = Counter(originals)
+    return [
+        original if number[original] == 1 or ".rf." in path else f"{original} ({path})"
+        for original, path in zip(originals, paths, strict=True)
+    ]
 
 
 def _stem(path: str) -> str:

@@ -7,7 +7,7 @@ survey therefore leaves `splits.jsonl` behind, and the next one of the same run 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -213,6 +213,10 @@ def _find_groups(
         own if group is None else groups.Kin(own.original, own.frame, group, group)
         for own, group in zip(kin, told, strict=True)
     ]
+    originals = groups.join(
+        [own.original for own in kin], _same([photo.sha256 for photo in checked])
+    )
+    kin = [replace(own, original=original) for own, original in zip(kin, originals, strict=True)]
     thumbs = np.stack([photo.thumb for photo in checked])
     pairs = groups.near_duplicates(thumbs, [own.original for own in kin])
     between = [(a, b) for a, b in pairs if kin[a].chain != kin[b].chain]

@@ -695,6 +695,27 @@ def test_copies_stay_together_and_test_holds_one_of_each(tmp_path):
     assert len(left_out) + len(photos_of(workspace)) == 36
 
 
+def test_photos_of_one_name_in_two_splits_are_no_copies_but_equal_bytes_are(tmp_path):
+    survey = make_photos(num_photos=24, num_groups=24)
+    photos = tmp_path / "photos"
+    for number, photo in enumerate(survey):
+        place = photos / ("train", "valid", "test")[number // 8]
+        path = write_photo(place / "images" / f"{number % 8 + 1}.jpg", photo.picture)
+        label = place / "labels" / f"{path.stem}.txt"
+        label.parent.mkdir(exist_ok=True)
+        label.write_text("0 0.5 0.5 0.1 0.1\n")
+    (photos / "classes.txt").write_text("seal\n")
+    workspace, _said = go(tmp_path, photos, frames_per_group=1)
+    assert len(photos_of(workspace)) == 24
+    test = next(photo.path for photo in photos_of(workspace) if photo.split == "test")
+    shutil.copy(photos / test, photos / "train" / "images" / "whale.jpg")
+    (photos / "train" / "labels" / "whale.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    prepare_again(workspace, frames_per_group=1)
+    assert len(photos_of(workspace)) == 24
+    assert rejected_of(workspace)[-1].path == "train/images/whale.jpg"
+    assert f"a copy of {test}" in rejected_of(workspace)[-1].reason
+
+
 def test_turned_copies_under_other_names_are_found(tmp_path):
     survey = make_photos(num_photos=12, num_groups=12)
     photos = make_yolo_survey(tmp_path / "photos", photos=survey)
