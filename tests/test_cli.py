@@ -14,7 +14,7 @@ from synthdet import pipeline
 from synthdet.cli import app, main
 from synthdet.core.records import DetectedBox, ManifestEntry, SyntheticImage, Tile
 from synthdet.workspace import STAGES, Workspace, read_json, read_records, write_text
-from tests.builders import make_yolo_survey
+from tests.builders import make_photos, make_yolo_survey, write_photo
 from tests.fakes import (
     FakeDetector,
     FakeDetectorTrainer,
@@ -163,6 +163,25 @@ def test_a_second_run_opens_no_model(opened: Opened) -> None:
     result = call("run", str(opened.run))
     assert result.exit_code == 0, result.output
     assert opened.kinds == []
+
+
+def test_added_photos_cost_no_lora_and_no_pictures(opened: Opened) -> None:
+    assert call("run", str(opened.run)).exit_code == 0
+    photos = Path(Workspace(opened.run).read_config().prepare.photos or "")
+    for number, photo in enumerate(make_photos(seed=7, num_photos=4)):
+        place = photos / "train"
+        write_photo(place / "images" / f"later{number}x_{number:04d}.jpg", photo.picture)
+        (place / "labels" / f"later{number}x_{number:04d}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    before = read_records(opened.run / "3-generate" / "images.jsonl", SyntheticImage)
+    opened.kinds.clear()
+    result = call("run", str(opened.run))
+    assert result.exit_code == 0, result.output
+    assert "the LoRA is kept" in " ".join(result.output.split())
+    assert not {"trainer", "generator"} & set(opened.kinds)
+    assert read_records(opened.run / "3-generate" / "images.jsonl", SyntheticImage) == before
+    states = {one.name: one.state for one in pipeline.stage_statuses(Workspace(opened.run))}
+    assert set(states.values()) == {"done"}
+    assert "train photos not seen 4" in " ".join(call("status", str(opened.run)).output.split())
 
 
 def test_a_moved_threshold_opens_no_model_and_makes_later_stages_again(opened: Opened) -> None:
