@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import warnings
@@ -14,10 +15,11 @@ import pytest
 from synthdet.core.boxes import check_boxes
 from synthdet.core.records import Record, Rejected
 from synthdet.errors import SynthdetError
-from synthdet.stages import _photos
+from synthdet.stages import _photos, prepare
 from synthdet.stages._annotations import read_annotations
 from synthdet.stages._recognise import recognise
-from tests.builders import write_photo
+from synthdet.workspace import Workspace
+from tests.builders import make_photos, quiet_reporter, small_config, write_photo
 from tests.corrupt import (
     HEIGHT,
     NAMES,
@@ -181,3 +183,29 @@ def test_two_thousand_corrupt_pictures_have_a_reason(tmp_path):
     outcomes = fuzz_pictures(tmp_path / "photos", 2_000, seed=0)
     assert sum(outcomes.values()) == 2_000
     print(dict(sorted(outcomes.items())))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_corrupt_survey_goes_through_the_whole_stage_or_is_refused(tmp_path, format_, seed):
+    """Three corrupt pictures and a corrupt annotation file among good ones."""
+    rng = np.random.default_rng((seed, len(format_)))
+    folder = survey(tmp_path / "photos")
+    write_files(folder, corrupt_annotations(format_, rng) | {"classes.txt": b"seal\npup\n"})
+    pictures = sorted(whole_pictures().items())
+    for number in range(8):
+        photo = make_photos(seed=number, size_wh=(WIDTH, HEIGHT))[0]
+        write_photo(folder / f"more{number}.jpg", photo.picture)
+    for name in ("a.jpg", "more0.jpg", "more1.jpg"):
+        _kind, whole = pictures[int(rng.integers(len(pictures)))]
+        (folder / name).write_bytes(corrupt_picture(whole, rng))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    settings = {"unlabelled": "negative", "few_groups": "allow", "split": "new"}
+    config = small_config(folder, {"prepare": settings})
+    workspace = Workspace.make(tmp_path / "run", config)
+    with contextlib.suppress(SynthdetError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepare.run(workspace, config, quiet_reporter())
+        for line in (workspace.stage("prepare").path / "rejected.jsonl").read_text().splitlines():
+            assert json.loads(line)["reason"]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
