@@ -6,6 +6,7 @@ survey therefore leaves `splits.jsonl` behind, and the next one of the same run 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,7 +124,7 @@ def plan(
             that nothing is left for.
     """
     notes: list[str] = []
-    kin, close, near = _find_groups(checked, metadata, settings)
+    kin, close = _find_groups(checked, metadata, settings)
     known = _known(checked, settings, earlier, root, notes)
     if len({own.group for own in kin}) < len(SPLITS) and not _cover(known):
         kin = _few_groups(kin, settings, notes)
@@ -150,7 +151,7 @@ def plan(
         places, origin = _make(checked, kin, settings), "new"
         if settings.split == "auto":
             notes.extend(_why_new(given, leaks, whole))
-    touching, near_across = _across(kin, places, near)
+    touching, near_across = _across(checked, kin, places)
     if touching or near_across:
         notes.append(
             f"{touching} cuts run through consecutive frames, {near_across} pairs of near-duplicates lie across them: "
@@ -188,14 +189,14 @@ def assignments(
 
 def _find_groups(
     checked: Sequence[Checked], metadata: Mapping[str, Mapping[str, Any]], settings: PrepareConfig
-) -> tuple[list[groups.Kin], list[str], list[tuple[int, int]]]:
+) -> tuple[list[groups.Kin], list[str]]:
     """Kin of every photo, joined by near-duplicates.
 
     Near-duplicates in two blocks of one chain do not join them: a chain that is cut is cut on purpose.
 
     Returns:
-        Kin; for each photo the key that it shares with copies, tiles of one frame and near-duplicates
-        elsewhere; and the pairs of near-duplicates inside chains.
+        Kin; and for each photo the key that it shares with copies, tiles of one frame and
+        near-duplicates in other chains.
     """
     paths = [photo.path for photo in checked]
     taken = [] if settings.group_by == "names" else [photo.taken for photo in checked]
@@ -218,10 +219,8 @@ def _find_groups(
     )
     kin = [replace(own, original=original) for own, original in zip(kin, originals, strict=True)]
     thumbs = np.stack([photo.thumb for photo in checked])
-    pairs = groups.near_duplicates(thumbs, [own.original for own in kin])
-    between = [(a, b) for a, b in pairs if kin[a].chain != kin[b].chain]
-    within = [(a, b) for a, b in pairs if kin[a].chain == kin[b].chain]
-    copies = [*between, *_same([own.original for own in kin])]
+    near = groups.near_duplicates(thumbs, [own.chain for own in kin])
+    copies = [*near, *_same([own.original for own in kin])]
     # What a person says about groups stands above what names say about tiles.
     closest = [
         own.frame if group is None else own.original for own, group in zip(kin, told, strict=True)
@@ -235,7 +234,6 @@ def _find_groups(
             for own, group, chain in zip(kin, joined, chains, strict=True)
         ],
         groups.join(closest, copies),
-        within,
     )
 
 
@@ -350,22 +348,29 @@ def _describe_kept(
 
 
 def _across(
+    checked: Sequence[Checked],
     kin: Sequence[groups.Kin],
     places: Sequence[splits.Place | None],
-    near: Sequence[tuple[int, int]],
 ) -> tuple[int, int]:
     """Cuts through chains, and pairs of near-duplicates on both sides of one."""
-    used = [
-        (splits.Member(place.group, own.chain, own.original, ()), place)
-        for own, place in zip(kin, places, strict=True)
-        if place is not None
+    splits_of: dict[str, set[Split]] = defaultdict(set)
+    for own, place in zip(kin, places, strict=True):
+        if place is not None:
+            splits_of[own.chain].add(place.split)
+    cut = [
+        (photo, own, place)
+        for photo, own, place in zip(checked, kin, places, strict=True)
+        if place is not None and len(splits_of[own.chain]) > 1
     ]
+    if not cut:
+        return 0, 0
     touching = splits.touching(
-        [member for member, _place in used], {place.group: place.split for _m, place in used}
+        [splits.Member(place.group, own.chain, own.original, ()) for _photo, own, place in cut],
+        {place.group: place.split for _photo, _own, place in cut},
     )
-    own_splits = [None if place is None else place.split for place in places]
-    across = sum(own_splits[a] != own_splits[b] for a, b in near if own_splits[a] and own_splits[b])
-    return touching, across
+    thumbs = np.stack([photo.thumb for photo, _own, _place in cut])
+    across = groups.near_duplicates(thumbs, [place.split for _photo, _own, place in cut])
+    return touching, len(across)
 
 
 def _given_leaks(kin: Sequence[groups.Kin], given: Sequence[Split | None]) -> dict[str, int] | None:
