@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from synthdet.config import RUN_FOLDER_VERSION, Config, parse_config, to_yaml
 from synthdet.core.records import Record
 from synthdet.errors import SynthdetError
@@ -133,13 +135,20 @@ def read_records(path: Path, kind: type[R]) -> list[R]:
             handle.truncate(whole)
     records = []
     for number, line in enumerate(content[:whole].decode("utf-8").split("\n")[:-1], start=1):
-        where = f"{path}, line {number}"
         try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise SynthdetError(f"{where} is not readable as JSON: {error}") from error
-        records.append(kind.from_dict(fields, where=where))
+            records.append(kind.model_validate_json(line))
+        except ValidationError:
+            records.append(_parse_line(line, kind, where=f"{path}, line {number}"))
     return records
+
+
+def _parse_line(line: str, kind: type[R], *, where: str) -> R:
+    """The slow way, which says in words what is wrong with the line."""
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise SynthdetError(f"{where} is not readable as JSON: {error}") from error
+    return kind.from_dict(fields, where=where)
 
 
 def hash_file(path: Path) -> str:

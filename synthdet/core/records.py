@@ -23,6 +23,9 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": "))
+
+
 class Record(BaseModel):
     """What all records share: frozen, unknown keys kept, one compact JSON line."""
 
@@ -30,11 +33,7 @@ class Record(BaseModel):
 
     def to_line(self) -> str:
         """The record as one line of JSON, without the line end, keys in declared order."""
-        return json.dumps(
-            self.model_dump(mode="json", exclude_none=True),
-            ensure_ascii=False,
-            separators=(", ", ": "),
-        )
+        return _ENCODER.encode(self.model_dump(mode="json", exclude_none=True))
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any], *, where: str) -> Self:

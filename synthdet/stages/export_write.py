@@ -7,11 +7,10 @@ file outside the export.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -22,8 +21,23 @@ from synthdet.core.formats.yolo import to_yolo_lines
 from synthdet.core.metadata import mark_synthetic, strip_metadata
 from synthdet.core.records import SPLITS, Box, ManifestEntry, Split
 from synthdet.errors import SynthdetError
+from synthdet.stages.export_files import FileMaker
 
 CARD = "see DATA_CARD.md"
+_TEXT = json.JSONEncoder(ensure_ascii=False)
+
+
+_MOST_USES = 20_000
+"""Pictures that share a file, of three names each: ext4 allows 65,000 names."""
+
+
+@dataclass(slots=True)
+class _Written:
+    """A content that stands in the export already: where, its hash there, in how many more places."""
+
+    path: str
+    sha256: str
+    uses: int = 0
 
 
 class DatasetWriter:
@@ -31,6 +45,7 @@ class DatasetWriter:
 
     Args:
         build: The folder, empty, which becomes ``6-export``.
+        files: Makes the small files and the links.
         class_names: By ``class_id``.
         inside: Folder of this dataset in it, with a slash: ``""`` or ``"frames/"``.
         voc: Write Pascal VOC as well.
@@ -43,6 +58,7 @@ class DatasetWriter:
     def __init__(
         self,
         build: Path,
+        files: FileMaker,
         class_names: Sequence[str],
         *,
         inside: str = "",
@@ -50,10 +66,11 @@ class DatasetWriter:
         keep_metadata: bool = False,
     ) -> None:
         self._build = build
+        self._files = files
         self._root = build / inside
         self._class_names = tuple(class_names)
         self._keep_metadata = keep_metadata
-        self._written: dict[tuple[str, bool], tuple[str, str]] = {}
+        self._written: dict[tuple[str, bool], _Written] = {}
         folders = [f"{kind}/{split}" for kind in ("yolo/images", "yolo/labels", "coco/images") for split in SPLITS]  # fmt: skip
         folders += ["coco/annotations", *(["voc/Annotations", "voc/JPEGImages"] if voc else [])]
         for folder in folders:
@@ -102,11 +119,12 @@ class DatasetWriter:
         picture = self._at(entry.yolo_path)
         try:
             label = f"{self._root}/yolo/labels/{split}/{entry.image_id}.txt"
-            _write_new(label, to_yolo_lines(entry.boxes, entry.width, entry.height))
-            _link(picture, f"{self._root}/coco/images/{split}/{name}")
+            lines = to_yolo_lines(entry.boxes, entry.width, entry.height)
+            self._files.write(label, lines.encode())
+            self._files.link(picture, f"{self._root}/coco/images/{split}/{name}")
             self._coco[split].add(name, entry.width, entry.height, entry.boxes)
             if self._voc is not None:
-                _link(picture, f"{self._root}/voc/JPEGImages/{name}")
+                self._files.link(picture, f"{self._root}/voc/JPEGImages/{name}")
                 self._write_voc(entry, name)
                 self._voc[split].append(entry.image_id)
             self._manifest.write(entry.to_line() + "\n")
@@ -116,6 +134,7 @@ class DatasetWriter:
     def close(self) -> None:
         """Write what speaks of all pictures: manifest, ``data.yaml``, COCO's JSON, VOC's lists."""
         try:
+            self._files.flush()
             self._manifest.close()
             data: dict[str, Any] = {split: f"images/{split}" for split in SPLITS}
             data |= {"nc": len(self._class_names), "names": dict(enumerate(self._class_names))}
@@ -148,12 +167,10 @@ class DatasetWriter:
         """Write the picture; returns its hash. The same content a second time is a link to the first."""
         is_drawn = entry.source == "synthetic"
         before = self._written.get((entry.sha256, is_drawn))
-        if before is not None:
-            try:
-                os.link(before[0], target)
-                return before[1]
-            except OSError:  # as many links as the file system allows, or none at all
-                pass
+        if before is not None and before.uses < _MOST_USES:
+            before.uses += 1
+            self._files.link(before.path, target)
+            return before.sha256
         try:
             content = Path(source).read_bytes()
         except OSError as error:
@@ -167,7 +184,7 @@ class DatasetWriter:
         with open(target, "xb") as handle:  # noqa: PTH123 - a string, thousands of times
             handle.write(made)
         sha256 = entry.sha256 if made is content else hashlib.sha256(made).hexdigest()
-        self._written[entry.sha256, is_drawn] = target, sha256
+        self._written[entry.sha256, is_drawn] = _Written(target, sha256)
         return sha256
 
     def _finish(self, content: bytes, source: Path | str, is_drawn: bool) -> bytes:
@@ -186,7 +203,7 @@ class DatasetWriter:
             raise SynthdetError(
                 f"{error}, so Pascal VOC cannot be written: rename the class with prepare.classes, or set export.voc=false"
             ) from error
-        _write_new(f"{self._root}/voc/Annotations/{entry.image_id}.xml", text)
+        self._files.write(f"{self._root}/voc/Annotations/{entry.image_id}.xml", text.encode())
 
 
 class _CocoFile:
@@ -200,13 +217,13 @@ class _CocoFile:
     def add(self, file_name: str, width: int, height: int, boxes: Sequence[Box]) -> None:
         image_id = len(self._images) + 1
         self._images.append(
-            f'{{"id": {image_id}, "file_name": {json.dumps(file_name, ensure_ascii=False)}, '
+            f'{{"id": {image_id}, "file_name": {_TEXT.encode(file_name)}, '
             f'"width": {width}, "height": {height}}}'
         )
         for box in boxes:
             x1, y1, x2, y2 = box.xyxy
             wide, high = round(x2 - x1, 4), round(y2 - y1, 4)
-            polygons = [list(polygon) for polygon in box.segmentation or ()]
+            polygons = [list(one) for one in box.segmentation] if box.segmentation else "[]"
             self._annotations.append(
                 f'{{"id": {len(self._annotations) + 1}, "image_id": {image_id}, '
                 f'"category_id": {box.class_id + 1}, '
@@ -235,26 +252,6 @@ def _with_hash(entry: ManifestEntry, sha256: str) -> ManifestEntry:
         return entry
     provenance = {**entry.provenance, "copy_of": entry.sha256}
     return entry.model_copy(update={"sha256": sha256, "provenance": provenance})
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # as many links as the file system allows, or none at all
-        content = Path(source).read_bytes()
-        with open(target, "xb") as handle:  # noqa: PTH123
-            handle.write(content)
-
-
-def _write_new(path: str, text: str) -> None:
-    """Write a small file that is not there yet; a tenth of the time that a text handle takes."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    content = text.encode()
-    try:
-        if os.write(descriptor, content) < len(content):
-            raise OSError(errno.ENOSPC, "the disk is full")
-    finally:
-        os.close(descriptor)
 
 
 def _cannot_write(path: Path | str, error: OSError) -> SynthdetError:

@@ -39,12 +39,13 @@ def to_yolo_lines(boxes: Sequence[Box], width: int, height: int) -> str:
     """
     lines = []
     for box in boxes:
-        x1, x2 = (_step(box.xyxy[0], width), _step(box.xyxy[2], width))
-        y1, y2 = (_step(box.xyxy[1], height), _step(box.xyxy[3], height))
+        left, top, right, bottom = box.xyxy
+        x1, y1 = _step(left, width), _step(top, height)
+        x2, y2 = _step(right, width), _step(bottom, height)
         if x2 > x1 and y2 > y1:
-            columns = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
-            numbers = " ".join(f"{column / _GRID:.7f}" for column in columns)
-            lines.append(f"{box.class_id} {numbers}\n")
+            x, y = (x1 + x2) / 2 / _GRID, (y1 + y2) / 2 / _GRID
+            w, h = (x2 - x1) / _GRID, (y2 - y1) / _GRID
+            lines.append(f"{box.class_id} {x:.7f} {y:.7f} {w:.7f} {h:.7f}\n")
     return "".join(lines)
 
 
@@ -131,7 +132,8 @@ def _order(item: tuple[Any, Any]) -> int:
 
 
 def _step(edge: float, side: int) -> int:
-    return round(min(max(edge / side, 0.0), 1.0) * _GRID)
+    share = edge / side
+    return round(share * _GRID) if 0 <= share <= 1 else 0 if share < 0 else _GRID
 
 
 def _from_columns(columns: list[str]) -> tuple[int, tuple[float, float, float, float]]:
