@@ -49,14 +49,12 @@ class Earlier:
     """What the survey before this one decided.
 
     Attributes:
-        folder: Its folder's name.
         assignments: A line for every photo that ever stood in a split of this run.
         photos: The photos that it used.
         dataset: Its ``dataset.json``.
         settings: Its making settings.
     """
 
-    folder: str
     assignments: list[Assignment]
     photos: list[Photo]
     dataset: dict[str, Any]
@@ -106,7 +104,7 @@ def read_earlier(folder: StageFolder) -> Earlier | None:
             for own in photos
         ]
         settings = read_json(old / "stage.json")["settings"]
-        return Earlier(old.name, assignments, photos, read_json(old / "dataset.json"), settings)
+        return Earlier(assignments, photos, read_json(old / "dataset.json"), settings)
     return None
 
 
@@ -149,8 +147,8 @@ def plan(
         notes.extend(_describe_kept(checked, known, places))
     else:
         places, origin = _make(checked, kin, settings), "new"
-        if settings.split == "auto":
-            notes.extend(_why_new(given, leaks, whole))
+    if settings.split == "auto" and origin != "given":
+        notes.extend(_why_not_given(given, leaks, whole, origin))
     touching, near_across = _across(checked, kin, places)
     if touching or near_across:
         notes.append(
@@ -400,17 +398,18 @@ def _require_given(
         )
 
 
-def _why_new(
-    given: Sequence[Split | None], leaks: Mapping[str, int] | None, whole: bool
+def _why_not_given(
+    given: Sequence[Split | None], leaks: Mapping[str, int] | None, whole: bool, origin: str
 ) -> list[str]:
     if leaks is None:
         return []
+    instead = "kept" if origin == "kept" else "made"
     if any(leaks.values()):
         return [
-            f"the given splits leak: {_leak_text(leaks)}; clean splits by group are made instead"
+            f"the given splits leak: {_leak_text(leaks)}; clean splits by group are {instead} instead"
         ]
     lacking = ", ".join(split for split in SPLITS if split not in given) or "some photos"
-    return [] if whole else [f"the given splits lack {lacking}: new splits by group are made"]
+    return [] if whole else [f"the given splits lack {lacking}: splits by group are {instead}"]
 
 
 def _leak_text(leaks: Mapping[str, int]) -> str:
