@@ -6,7 +6,7 @@ Writes  checkpoints, metrics and samples under `--cache`; finished products ther
 Resume  every part goes on from its newest checkpoint, on the same path as if never interrupted
         (same bits on the same machine with the same threads). `--steps unet=30000` lengthens the training.
 
-Order: vae, clip, yolo, unet; each in a process of its own. The VAE, the UNet and the YOLO never see a
+Order: vae, decoder, clip, yolo, unet; each in a process of its own. The VAE, the UNet and the YOLO never see a
 humpback; the CLIP does, in scenes whose seeds nothing else uses.
 """
 
@@ -28,7 +28,7 @@ from typing import Any
 from synthdet.errors import SynthdetError
 from synthdet.pocket.build_plan import BuildPlan, tiny_plan
 
-PARTS = ("vae", "clip", "yolo", "unet")
+PARTS = ("vae", "decoder", "clip", "yolo", "unet")
 EXTRA_WORDS = (
     "a",
     "an",
@@ -72,6 +72,7 @@ def build_part(build: Build, part: str) -> dict[str, Any]:
     (build.cache / part).mkdir(parents=True, exist_ok=True)
     makers: dict[str, Callable[[Build], dict[str, Any]]] = {
         "vae": _build_vae,
+        "decoder": _build_decoder,
         "clip": _build_clip,
         "yolo": _build_yolo,
         "unet": _build_unet,
@@ -130,9 +131,10 @@ def _publish(build: Build, product: str, partial: Path, figures: dict[str, Any])
     from synthdet.pocket.build_card import write_card
     from synthdet.pocket.build_training import replace_folder
 
-    parts = {"sdxl": ("vae", "unet")}.get(product, (product,))
-    for part in parts:
-        shutil.copy(build.cache / part / "history.json", partial / f"history-{part}.json")
+    for part in {"sdxl": ("vae", "decoder", "unet")}.get(product, (product,)):
+        history = build.cache / part / "history.json"
+        if history.exists():  # a decoder trained further is not a must
+            shutil.copy(history, partial / f"history-{part}.json")
     write_card(product, partial, figures)
     if build.install_into is not None:
         staged = build.install_into / f".{product}.new"
@@ -168,6 +170,37 @@ def _build_vae(build: Build) -> dict[str, Any]:
     (partial / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     replace_folder(partial, place.folder / "vae")
     return figures
+
+
+def _build_decoder(build: Build) -> dict[str, Any]:
+    """The VAE with a longer trained decoder, beside the VAE: the same latents."""
+    from synthdet.pocket import build_vae
+    from synthdet.pocket.build_training import replace_folder
+
+    place, scenes, vae = _place(build, "decoder"), _scenes(build, "base_train"), _open_vae(build)
+    latents = _latents(build, "base_train", vae)
+    trained = build_vae.train_decoder(build.plan, vae, latents, scenes, place)
+    test, humpbacks = _scenes(build, "base_test"), _scenes(build, "humpback_test")
+    count = min(500, len(test))
+    figures = {
+        **_made(build, "decoder", trained, len(scenes)),
+        "vae_psnr_db": round(build_vae.psnr_db(vae, test, place.device, count), 2),
+        "vae_psnr_humpback_db": round(build_vae.psnr_db(vae, humpbacks, place.device, count), 2),
+    }
+    partial = _fresh(place.folder / "vae.part")
+    build_vae.save_vae(vae, partial)
+    (partial / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    replace_folder(partial, place.folder / "vae")
+    return figures
+
+
+def _open_vae(build: Build, part: str = "vae") -> Any:
+    from diffusers import AutoencoderKL
+
+    folder = build.cache / part / "vae"
+    if not folder.is_dir():
+        raise SynthdetError(f"{folder} is missing: build the part vae first (--only vae,unet)")
+    return AutoencoderKL.from_pretrained(folder).to(build.device).eval()
 
 
 def _build_clip(build: Build) -> dict[str, Any]:
@@ -214,17 +247,20 @@ def _build_yolo(build: Build) -> dict[str, Any]:
 
 
 def _build_unet(build: Build) -> dict[str, Any]:
-    from diffusers import AutoencoderKL
-
     from synthdet.pocket import build_unet
 
     place, tokenizer = _place(build, "unet"), _tokenizer(build)
-    vae_folder = build.cache / "vae" / "vae"
-    if not vae_folder.is_dir():
-        raise SynthdetError(f"{vae_folder} is missing: build the part vae first (--only vae,unet)")
-    vae = AutoencoderKL.from_pretrained(vae_folder).to(place.device).eval()
-    data = _latents(build, "base_train", vae, tokenizer)
-    test = _latents(build, "base_test", vae, tokenizer)
+    data, test = (
+        build_unet.latent_scenes(
+            _latents(build, name, _open_vae(build)),
+            _scenes(build, name),
+            tokenizer,
+            build.plan.scenes.size,
+        )
+        for name in ("base_train", "base_test")
+    )
+    better = "decoder" if (build.cache / "decoder" / "vae").is_dir() else "vae"
+    vae = _open_vae(build, better)
     figures: dict[str, Any] = {}
 
     def hand_over(model: build_unet.Denoiser, trained: Any) -> None:
@@ -238,7 +274,7 @@ def _build_unet(build: Build) -> dict[str, Any]:
             ),
             seconds_a_picture_12_steps=round(seconds, 3),
             threads=build.threads,
-            **_vae_figures(vae_folder),
+            **_vae_figures(build, better),
         )
         with (place.folder / "validation.jsonl").open("a") as file:
             file.write(json.dumps(figures) + "\n")
@@ -250,22 +286,26 @@ def _build_unet(build: Build) -> dict[str, Any]:
     return figures
 
 
-def _vae_figures(folder: Path) -> dict[str, Any]:
-    figures = json.loads((folder / "figures.json").read_text())
+def _vae_figures(build: Build, part: str) -> dict[str, Any]:
+    base, figures = (
+        json.loads((build.cache / name / "vae" / "figures.json").read_text())
+        for name in ("vae", part)
+    )
     return {
-        "vae_steps": figures["steps"],
-        "vae_settings_from_step": figures["settings_from_step"],
+        "vae_steps": base["steps"],
+        "vae_settings_from_step": base["settings_from_step"],
+        **({"decoder_steps": figures["steps"]} if part == "decoder" else {}),
         "vae_psnr_db": figures["vae_psnr_db"],
         "vae_psnr_humpback_db": figures["vae_psnr_humpback_db"],
     }
 
 
-def _latents(build: Build, name: str, vae: Any, tokenizer: Any) -> Any:
+def _latents(build: Build, name: str, vae: Any) -> Any:
     """Latents of a set, encoded once for every VAE and scene code."""
     import numpy as np
     import torch
 
-    from synthdet.pocket import build_scenes, build_unet, build_vae
+    from synthdet.pocket import build_scenes, build_vae
 
     scenes = _scenes(build, name)
     weights = build.cache / "vae" / "vae" / "diffusion_pytorch_model.safetensors"
@@ -274,12 +314,12 @@ def _latents(build: Build, name: str, vae: Any, tokenizer: Any) -> Any:
     ).hexdigest()[:12]
     path = build.cache / "unet" / f"latents-{name}-{len(scenes)}-{key}.npy"
     if not path.exists():
+        path.parent.mkdir(exist_ok=True)
         partial = path.with_suffix(".part")
         with partial.open("wb") as file:
             np.save(file, build_vae.encode(vae, scenes, torch.device(build.device)))
         os.replace(partial, path)
-    latents = np.load(path, mmap_mode="r")
-    return build_unet.latent_scenes(latents, scenes, tokenizer, build.plan.scenes.size)
+    return np.load(path, mmap_mode="r")
 
 
 def _draw_samples(build: Build, pipeline: Any, step: int) -> float:

@@ -63,6 +63,21 @@ class VaePlan:
 
 
 @dataclass(frozen=True)
+class DecoderPlan:
+    """The VAE's decoder alone, further: the latents stay, and with them every UNet and LoRA."""
+
+    animal_weight: float = 1.0
+    """Added weight of the error inside boxes."""
+    latent_noise: float = 0.02
+    """Standard deviation of noise on the latents: the UNet's are never quite those of a picture."""
+    schedule: Schedule = field(
+        default_factory=lambda: Schedule(
+            2_000, 8, 5e-4, decay_fraction=0.8, weight_decay=0.0, ema=0.998
+        )
+    )
+
+
+@dataclass(frozen=True)
 class TextPlan:
     """The two text encoders of the SDXL pipeline, trained with the UNet."""
 
@@ -142,6 +157,7 @@ class BuildPlan:
     seed: int = 0
     scenes: ScenesPlan = ScenesPlan()
     vae: VaePlan = VaePlan()
+    decoder: DecoderPlan = DecoderPlan()
     text: TextPlan = TextPlan()
     unet: UNetPlan = UNetPlan()
     clip: ClipPlan = ClipPlan()
@@ -154,6 +170,7 @@ def tiny_plan(*, steps: int = 2) -> BuildPlan:
     return BuildPlan(
         scenes=ScenesPlan(base_train=8, base_test=4, humpback_train=4, humpback_test=4, size=96),
         vae=VaePlan(channels=(4, 4, 8), norm_groups=2, schedule=short),
+        decoder=DecoderPlan(schedule=short),
         text=TextPlan(width=8, layers=2, heads=2, max_length=16),
         unet=UNetPlan(
             channels=(8, 8, 16), head_width=4, norm_groups=4, time_id_width=8, schedule=short

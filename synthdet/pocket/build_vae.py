@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from synthdet.pocket.build_plan import BuildPlan, VaePlan
@@ -85,6 +85,54 @@ def _loss(made: Tensor, wanted: Tensor, weight: Tensor, plan: VaePlan) -> Tensor
     error = difference.abs() + plan.square_weight * difference**2
     edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
     return (error * weight).mean() + plan.edge_weight * edges
+
+
+def train_decoder(
+    plan: BuildPlan,
+    vae: AutoencoderKL,
+    latents: NDArray[np.float16],
+    scenes: Scenes,
+    place: Workplace,
+) -> Trained:
+    """Train the decoder of a finished VAE further, in place, its averages in it at the end.
+
+    The loss of a picture is the logarithm of its squared error: the mean is the mean PSNR, but for a
+    factor and the animals' weight. Half of the steps decode turned latents, as in `train_vae`.
+
+    Args:
+        plan: Of the build.
+        vae: Whitened; its encoder stays as it is.
+        latents: Of the scenes, as `encode` gives them.
+        scenes: What they are to become.
+        place: Folder, device and minutes.
+    """
+    half = nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder})
+    vae.requires_grad_(False)
+    half.requires_grad_(True)
+    batch = plan.decoder.schedule.batch
+
+    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+        indices = batch_indices(plan.seed, "decoder", step, batch, len(scenes))
+        symmetry = int(torch.randint(8, (), generator=generator))
+        if torch.rand((), generator=generator).item() >= plan.vae.equivariant:
+            symmetry = 0
+        given = torch.from_numpy(latents[indices]).float()
+        given = given + plan.decoder.latent_noise * torch.randn(given.shape, generator=generator)
+        given = turn(given, symmetry).to(place.device) / vae.config.scaling_factor
+        masks = box_masks([scenes.annotations[i] for i in indices], plan.scenes.size)
+        cells = torch.from_numpy(masks).to(place.device).float()[:, None]
+        weight = 1 + plan.decoder.animal_weight * turn(
+            functional.interpolate(cells, scale_factor=4.0), symmetry
+        )
+        made = half["decoder"](half["post_quant_conv"](given)).float()
+        wanted = turn(to_pixels(scenes.pictures(indices), place.device), symmetry)
+        square = ((made - wanted) ** 2 * weight).mean(dim=(1, 2, 3)) / weight.mean(dim=(1, 2, 3))
+        loss: Tensor = (square + 1e-6).log().mean()
+        return loss
+
+    trained = train("decoder", half, loss_of, plan.decoder.schedule, place, seed=plan.seed)
+    trained.averages.give(half)
+    return trained
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ CAPTION = "aerial photo of two humpback whales in a deep blue sea, whitecaps"
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the tiny products; YOLO in a child process, as ultralytics changes its process."""
     cache = tmp_path_factory.mktemp("cache")
-    for part in ("vae", "clip", "unet"):
+    for part in ("vae", "decoder", "clip", "unet"):
         build_part(Build(PLAN, cache, threads=1, install_into=cache / "installed"), part)
     subprocess.run(
         [sys.executable, "-m", "synthdet.pocket.build", "--tiny", "--only", "yolo", "--threads", "1",
@@ -58,6 +58,19 @@ def test_sdxl_is_an_ordinary_pipeline_that_draws(built: Path) -> None:
 def test_the_installed_copy_is_the_product(built: Path) -> None:
     assert files_of(built / "installed" / "sdxl") == files_of(built / "products" / "sdxl")
     assert not list((built / "installed").glob(".*"))
+
+
+def test_a_longer_trained_decoder_changes_pictures_and_no_latent(built: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    before, after, shipped = (
+        AutoencoderKL.from_pretrained(folder).eval().state_dict()
+        for folder in (built / "vae/vae", built / "decoder/vae", built / "products/sdxl/vae")
+    )
+    changed = {name.split(".")[0] for name in before if not before[name].equal(after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    for name, value in shipped.items():
+        torch.testing.assert_close(value, after[name].half().float())
 
 
 def test_clip_is_an_ordinary_clip(built: Path) -> None:
@@ -240,7 +253,7 @@ def test_whitening_changes_no_picture(built: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "vae,gan"], "--only vae,gan: choose from vae, clip, yolo, unet"),
+        (["--only", "vae,gan"], "--only vae,gan: choose from vae, decoder, clip, yolo, unet"),
         (["--only", "vae", "--steps", "vae"], "--steps vae: write it as part=number"),
     ],
 )
