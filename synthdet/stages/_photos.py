@@ -288,8 +288,8 @@ def read_upright(path: Path) -> Picture:
 
 def read_crops(
     path: Path, crops: Sequence[Sequence[float]], resolution: int, room: Room | None = None
-) -> list[Picture]:
-    """Square crops of a photo, each as `cut` makes it, without ever holding the photo twice.
+) -> Iterator[Picture]:
+    """Square crops of a photo, each as `cut` makes it, one by one, without ever holding the photo twice.
 
     Args:
         path: Of the photo.
@@ -305,9 +305,9 @@ def read_crops(
         turn = _orientation(image)
         if image.mode not in _REDUCIBLE:  # as 8 bits, these depend on the whole photo
             upright = np.ascontiguousarray(_turn(_to_rgb(image), turn))
-            return [cut(upright, xyxy, resolution) for xyxy in crops]
+            yield from (cut(upright, xyxy, resolution) for xyxy in crops)
+            return
         width, height = image.size[::-1] if turn in (5, 6, 7, 8) else image.size
-        pictures = []
         for xyxy in crops:
             x1, y1, x2, y2 = (int(value) for value in xyxy)
             part = (x1, y1, min(x2, width), min(y2, height))
@@ -315,8 +315,7 @@ def read_crops(
             stored = to_upright(part, {6: 8, 8: 6}.get(turn, turn), width, height)
             stored_picture = _to_rgb(image.crop(tuple(int(edge) for edge in stored)))
             picture = np.ascontiguousarray(_turn(stored_picture, turn))
-            pictures.append(cut(picture, (0, 0, x2 - x1, y2 - y1), resolution))
-        return pictures
+            yield cut(picture, (0, 0, x2 - x1, y2 - y1), resolution)
 
 
 def cut(picture: Picture, xyxy: Sequence[float], resolution: int) -> Picture:

@@ -251,15 +251,15 @@ def _record(path: Path, batch: Sequence[Tile], recorded: Mapping[str, Tile]) -> 
 def _cut_photo(
     own: Sequence[Tile], path: Path, root: Path, resolution: int, room: _photos.Room
 ) -> list[Tile]:
+    finished = []
+    pictures = _photos.read_crops(path, [tile.xyxy for tile in own], resolution, room)
     try:
-        pictures = _photos.read_crops(path, [tile.xyxy for tile in own], resolution, room)
+        for tile, picture in zip(own, pictures, strict=True):
+            content = _photos.to_png(picture)
+            write_bytes(root / tile.path, content)
+            finished.append(tile.model_copy(update={"sha256": _photos.hash_bytes(content)}))
     except OSError as error:
         raise SynthdetError(f"{path} was readable and is not any more: {error}") from error
-    finished = []
-    for tile, picture in zip(own, pictures, strict=True):
-        content = _photos.to_png(picture)
-        write_bytes(root / tile.path, content)
-        finished.append(tile.model_copy(update={"sha256": _photos.hash_bytes(content)}))
     return finished
 
 
