@@ -370,6 +370,31 @@ def test_redo_keeps_the_splits_unless_others_are_asked_for(tmp_path):
     assert dataset_of(workspace)["split"] == "new"
 
 
+def test_a_raised_limit_keeps_the_photos_that_were_used(tmp_path):
+    sections = {"prepare": {"split": "new", "max_train_photos": 3}}
+    workspace = make_prepared_run(tmp_path, num_photos=24, num_groups=8, sections=sections)
+    few = {path for path, (_id, _group, split) in places(workspace).items() if split == "train"}
+    prepare_again(workspace, redo=True, split="new", max_train_photos=6)
+    more = {path for path, (_id, _group, split) in places(workspace).items() if split == "train"}
+    assert (len(few), len(more)) == (3, 6)
+    assert few < more
+    prepare_again(workspace, redo=True, split="new", max_train_photos=2)
+    assert sum(split == "train" for _id, _group, split in places(workspace).values()) == 2
+
+
+def test_names_stay_when_a_photo_of_the_same_name_is_added(tmp_path):
+    workspace = make_prepared_run(tmp_path, sections={"prepare": {"split": "new"}})
+    before = places(workspace)
+    place = tmp_path / "photos" / "reef"
+    write_photo(place / "images" / "FLIGHT0_0000.jpg", make_photos(seed=5)[0].picture)
+    (place / "labels").mkdir()
+    (place / "labels" / "FLIGHT0_0000.txt").write_text("")
+    prepare_again(workspace, split="new")
+    after = places(workspace)
+    assert {path: after[path] for path in before} == before
+    assert len({name.lower() for name, _group, _split in after.values()}) == 13
+
+
 def test_an_added_copy_of_a_test_photo_stays_out_of_train(tmp_path):
     workspace = make_prepared_run(
         tmp_path, num_photos=24, num_groups=8, sections={"prepare": {"split": "new"}}
