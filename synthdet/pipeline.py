@@ -386,10 +386,12 @@ def _promised_files(workspace: Workspace) -> Iterator[tuple[Path, str]]:
         yield root / tile.path, tile.sha256
     for image in read_records(workspace.stage("generate").path / "images.jsonl", SyntheticImage):
         yield root / image.path, image.sha256
-    for entry in read_records(workspace.stage("export").path / "manifest.jsonl", ManifestEntry):
-        yield root / entry.yolo_path, entry.sha256
-        if entry.coco_path is not None:
-            yield root / entry.coco_path, entry.sha256
+    for inside in ("", "augmented/", "frames/"):
+        manifest = workspace.stage("export").path / f"{inside}manifest.jsonl"
+        for entry in read_records(manifest, ManifestEntry):
+            yield root / entry.yolo_path, entry.sha256
+            if entry.coco_path is not None:
+                yield root / entry.coco_path, entry.sha256
 
 
 # --- configs -----------------------------------------------------------------------------------
