@@ -26,7 +26,7 @@ from synthdet.core.formats.yolo import (
     names_from_yaml,
     to_yolo_lines,
 )
-from synthdet.core.records import Box
+from synthdet.core.records import Box, Rejected
 from synthdet.errors import SynthdetError
 
 sides = st.integers(8, 9000)
@@ -305,6 +305,29 @@ def test_run_lengths_agree_with_pycocotools(xyxy):
     for segmentation in (text, plain):
         photo = from_coco(coco_with(segmentation=segmentation), where="a.json").photos[0]
         assert photo.boxes[0].xyxy == (x, y, x + w, y + h)
+
+
+def test_run_lengths_over_whole_columns():
+    # From row 40 of column 3 to row 5 of column 5: whole columns, though both ends are small.
+    runs = {"size": [48, 64], "counts": [3 * 48 + 40, 8 + 48 + 5, 59 * 48 - 5]}
+    photo = from_coco(coco_with(segmentation=runs), where="a.json").photos[0]
+    assert photo.boxes[0].xyxy == (3, 0, 6, 48)
+
+
+def test_half_characters_do_not_reach_the_records():
+    fields = coco_with(bbox=[1, 2, 3, 4])
+    fields["images"][0]["file_name"] = "a\ud800.jpg"
+    fields["categories"][1]["name"] = "seal\udfff"
+    file = from_coco(fields, where="a.json")
+    assert file.photos[0].file_name == "a?.jpg"
+    assert file.class_names == ("rock", "seal?")
+
+
+def test_a_rejected_box_is_json_that_others_can_read():
+    line = Rejected(
+        path="a.jpg", reason="far off", box=(float("inf"), 1, float("nan"), 2)
+    ).to_line()
+    assert json.loads(line, parse_constant=pytest.fail)["box"] == [1, 2]
 
 
 def run_lengths_of(mask: np.ndarray) -> list[int]:
