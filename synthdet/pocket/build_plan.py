@@ -108,6 +108,8 @@ class UNetPlan:
     animal_weight: float = 8.0
     """Added weight of the loss inside boxes: animals are small, and water is easy. With 3 the sea was
     right after 8,000 steps, and animals were blobs in their colours."""
+    timestep_focus: float = 0.8
+    """Share of timesteps drawn where shapes are decided (see `build_unet.draw_timesteps`)."""
     crop_fraction: float = 0.85
     """Share of steps on crops around animals (see `build_crops`); a last stretch wants few."""
     crop_sides: tuple[float, ...] = (0.5, 0.5, 0.625, 0.75)

@@ -120,6 +120,21 @@ def latent_scenes(
     return LatentScenes(latents, scenes.annotations, ids, box_masks(scenes.annotations, size))
 
 
+def draw_timesteps(count: int, focus: float, generator: torch.Generator) -> Tensor:
+    """Timesteps `(count,)`, one from each of as many equal strata: less noise in the gradient.
+
+    A share of `focus` is logit-normal, mostly 250 to 820, where an animal's place and shape are
+    decided; the others are spread evenly.
+    Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis",
+    2024, section 3.1; mean and deviation are our own.
+    """
+    strata = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
+    even = strata / count
+    focused = torch.sigmoid(0.2 + 0.8 * torch.special.ndtri(even.double())).float()
+    chosen = torch.rand(count, generator=generator) < focus
+    return (torch.where(chosen, focused, even) * 1000).long().clamp(0, 999)
+
+
 def _draw_side(plan: UNetPlan, whole: int, generator: torch.Generator) -> int:
     """Side of a step's crops in cells; the whole scene's in the other steps."""
     drawn, which = torch.rand(2, generator=generator).tolist()
@@ -167,9 +182,7 @@ class DenoisingLoss:
         mask = torch.from_numpy(take(self.data.masks[indices], windows, side)).float()[:, None]
         weight = 1 + plan.animal_weight * turn(mask, symmetry)
         noise = torch.randn(latents.shape, generator=generator)
-        # One timestep from each of `count` equal strata: less noise in the gradient.
-        strata = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
-        timesteps = (strata / count * 1000).long().clamp(0, 999)
+        timesteps = draw_timesteps(count, plan.timestep_focus, generator)
         snr = self.snr[timesteps]
         target, floor = noise, 0.0
         if plan.prediction_type == "v_prediction":

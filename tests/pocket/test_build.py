@@ -16,6 +16,7 @@ from synthdet.pocket import build_scenes, build_training, sea
 from synthdet.pocket.build import Build, build_part, main
 from synthdet.pocket.build_plan import ScenesPlan, Schedule, tiny_plan
 from synthdet.pocket.build_text import learn_merges, make_tokenizer, token_ids
+from synthdet.pocket.build_unet import draw_timesteps
 
 PLAN = tiny_plan()
 CAPTION = "aerial photo of two humpback whales in a deep blue sea, whitecaps"
@@ -228,6 +229,15 @@ def test_the_rate_rises_stays_and_falls() -> None:
     assert [schedule.rate(step) for step in (0, 9, 50, 80, 90, 99)] == pytest.approx(
         [0.1, 1, 1, 1, 0.5, 0.05]
     )
+
+
+@pytest.mark.parametrize("focus", [0.0, 1.0])
+def test_timesteps_are_spread_or_focused(focus: float) -> None:
+    drawn = draw_timesteps(4000, focus, torch.Generator().manual_seed(0))
+    middle = ((drawn >= 250) & (drawn < 820)).float().mean().item()
+    assert middle == pytest.approx(0.9 if focus else 0.57, abs=0.03)
+    assert drawn.min() >= 0
+    assert drawn.max() <= 999
 
 
 def test_whitening_changes_no_picture(built: Path) -> None:
