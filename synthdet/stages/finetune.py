@@ -118,18 +118,29 @@ def run(
         write_text(folder.path / METRICS_NAME, "")
         counts["own_lora"] = settings.lora.name
     elif not weights.exists():
+        trained_on[0].unlink(missing_ok=True)
         rate = _train(folder, plan_training(train_tiles, workspace), config, reporter, open_trainer)
         runtime["steps_per_second"] = rate
     if settings.lora is None:
-        counts["steps"] = settings.max_train_steps
-        counts["loss_first"], counts["loss_last"] = _read_trend(folder.path / METRICS_NAME)
-        if not trained_on[0].exists():
-            write_json(trained_on[0], _what_is_learned(workspace))
+        counts |= {"steps": settings.max_train_steps, **_count_training(workspace, folder)}
     write_json(model, {"base_model": settings.base_model, "vae": settings.vae})
     if not all(path.exists() for path in samples):
         _draw_samples(samples, train_tiles, weights, config, reporter, open_generator)
     folder.close(outputs=[weights, model], counts=counts, runtime=runtime)
     reporter.close("finetune", _closing_line({**counts, **runtime}))
+
+
+def _count_training(workspace: Workspace, folder: StageFolder) -> dict[str, Any]:
+    """Figures of the training, whose photos are written down if they are not yet."""
+    path, learned = folder.path / TRAINED_ON_NAME, _what_is_learned(workspace)
+    if not path.exists():
+        write_json(path, learned)
+    seen = read_json(path)
+    first, last = _read_trend(folder.path / METRICS_NAME)
+    counts = {"tiles": seen["num_tiles"], "loss_first": first, "loss_last": last}
+    if new := len(set(learned["photos"]) - set(seen["photos"])):
+        counts["train_photos_not_seen"] = new
+    return counts
 
 
 def _what_is_learned(workspace: Workspace) -> dict[str, Any]:
@@ -145,6 +156,7 @@ def _what_is_learned(workspace: Workspace) -> dict[str, Any]:
         "photos": sorted(
             {hashes.get(tile.image_id, tile.image_id) for tile in tiles if tile.split == "train"}
         ),
+        "num_tiles": sum(tile.split == "train" for tile in tiles),
         "classes": dataset["classes"],
         "crop_side": dataset.get("crop_side"),
         "settings": {key: value for key, value in settings.items() if key not in _WHERE_PHOTOS_LIE},

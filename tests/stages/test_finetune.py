@@ -187,7 +187,11 @@ def test_added_photos_do_not_cost_the_lora(tmp_path: Path) -> None:
     assert set(read_json(workspace.stage("finetune").path / "trained_on.json")["photos"]) == seen
     assert not seen & photos_by_split(workspace, "val", "test")
     assert "is kept" not in make(workspace, config, None)
-    make(workspace, config, FakeLoraTrainer(), {}, redo=True)
+    (workspace.root / "2-finetune" / "samples" / "sample-00.png").unlink()
+    make(workspace, config, None, {})
+    assert (workspace.stage("finetune").lock() or {})["counts"] == lock["counts"]
+    (workspace.root / "2-finetune" / "pytorch_lora_weights.safetensors").unlink()
+    make(workspace, config, FakeLoraTrainer(), {})  # and so learns from all there is now
     trained = read_json(workspace.stage("finetune").path / "trained_on.json")["photos"]
     assert len(trained) == len(seen) + new
 
