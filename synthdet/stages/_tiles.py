@@ -187,12 +187,8 @@ def cut_tiles(
     photos_dir: Path,
     settings: PrepareConfig,
     reporter: Reporter,
-) -> int:
-    """Cut and record every tile that is missing; pictures first, then their lines, in plan order.
-
-    Returns:
-        How many were missing.
-    """
+) -> None:
+    """Cut and record every tile that is missing; pictures first, then their lines, in plan order."""
     record_path = folder.path / "tiles.jsonl"
     root = folder.workspace.root
     recorded = {tile.tile_id: tile for tile in read_records(record_path, Tile)}
@@ -202,7 +198,7 @@ def cut_tiles(
     if not missing:
         if not record_path.exists():
             append_records(record_path, [])
-        return 0
+        return
     by_photo: dict[str, list[Tile]] = defaultdict(list)
     for tile in missing:
         by_photo[tile.image_id].append(tile)
@@ -234,7 +230,6 @@ def cut_tiles(
                 _record(record_path, batch, recorded)
                 batch = []
         _record(record_path, batch, recorded)
-    return len(missing)
 
 
 def _record(path: Path, batch: Sequence[Tile], recorded: Mapping[str, Tile]) -> None:

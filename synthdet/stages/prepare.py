@@ -31,6 +31,7 @@ from synthdet.stages._survey import SURVEY_FILES, make_survey
 from synthdet.stages._tiles import cut_tiles, plan_tiles
 from synthdet.workspace import (
     HASHES_NAME,
+    StageFolder,
     Workspace,
     hash_file,
     hash_json,
@@ -76,6 +77,9 @@ def run(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool 
     if not done:
         reporter.note("prepare", recognised.describe())
     survey = [folder.path / name for name in SURVEY_FILES]
+    if done and all(path.is_file() for path in survey) and _has_all_tiles(folder):
+        reporter.close("prepare", _closing_line((folder.lock() or {})["counts"]))
+        return
     if not all(path.is_file() for path in survey):
         make_survey(folder, settings, recognised, hashes, reporter)
     photos = read_records(survey[0], Photo)
@@ -83,10 +87,7 @@ def run(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool 
     for text in dataset["notes"] if not done else ():
         reporter.note("prepare", text)
     planned = plan_tiles(photos, dataset, settings)
-    missing = cut_tiles(folder, planned.tiles, photos_dir, settings, reporter)
-    if done and not missing:
-        reporter.close("prepare", _closing_line((folder.lock() or {})["counts"]))
-        return
+    cut_tiles(folder, planned.tiles, photos_dir, settings, reporter)
     counts = _counts(photos, dataset, planned.tiles)
     folder.close(
         outputs=[*survey, folder.path / "tiles.jsonl"],
@@ -94,6 +95,14 @@ def run(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool 
         runtime={"workers": settings.workers},
     )
     reporter.close("prepare", _closing_line(counts))
+
+
+def _has_all_tiles(folder: StageFolder) -> bool:
+    """Whether every tile of a finished stage is there; planning them anew would take its time."""
+    recorded = read_records(folder.path / "tiles.jsonl", Tile)
+    number = sum((folder.lock() or {})["counts"]["tiles"].values())
+    root = folder.workspace.root
+    return len(recorded) == number and all((root / tile.path).is_file() for tile in recorded)
 
 
 def _hash_inputs(recognised: Recognised, workers: int, memory: Path) -> dict[str, str]:
