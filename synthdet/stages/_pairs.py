@@ -7,7 +7,7 @@ anything else be opened.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -100,14 +100,13 @@ class PhotoFinder:
         self.by_name: dict[str, list[str]] = defaultdict(list)
         for photo in listing.photos:
             pure = PurePosixPath(photo)
-            self.by_name[pure.name].append(photo)
-            if pure.stem != pure.name:
-                self.by_name[pure.stem].append(photo)
+            self.by_name[pure.name.casefold()].append(photo)
+            self.by_name[pure.stem.casefold()].append(photo)
 
     def is_photo(self, name: str) -> bool:
         """Whether a name is a photo's, of the folder or at least by its suffix."""
-        name = name.replace("\\", "/").rpartition("/")[2]
-        return name in self.by_name or name.lower().endswith(PHOTO_SUFFIXES)
+        name = name.replace("\\", "/").rpartition("/")[2].casefold()
+        return name in self.by_name or name.endswith(PHOTO_SUFFIXES)
 
     def leaves(self, file_name: str) -> bool:
         """Whether a name leads out of the photos' folder."""
@@ -133,13 +132,8 @@ class PhotoFinder:
             for candidate in (beside, named.as_posix(), f"images/{named.as_posix()}"):
                 if candidate in self.photos:
                     return candidate
-        tail = PurePosixPath(named.name) if leaves else named
-        same = [
-            photo
-            for photo in self.by_name.get(named.name, ())
-            if f"/{photo}".endswith(f"/{tail}")
-            or f"/{PurePosixPath(photo).with_suffix('')}".endswith(f"/{tail}")
-        ]
+        tail = named.name if leaves else named.as_posix()
+        same = self._called(tail, str) or self._called(tail, str.casefold)
         if len(same) > 1 and split is not None:
             same = [photo for photo in same if given_split(photo) == split]
         if len(same) == 1:
@@ -149,6 +143,16 @@ class PhotoFinder:
             return Rejected(path=file_name, reason=f"fits several photos {where}")
         why = "leaves the photos' folder" if leaves else "is not in the photos' folder"
         return Rejected(path=file_name, reason=f"{why} {where}")
+
+    def _called(self, tail: str, spelt: Callable[[str], str]) -> list[str]:
+        """Photos whose path ends so, with or without their suffix, in a way of spelling."""
+        name = PurePosixPath(tail).name.casefold()
+        return [
+            photo
+            for photo in self.by_name.get(name, ())
+            if spelt(f"/{photo}").endswith(spelt(f"/{tail}"))
+            or spelt(f"/{PurePosixPath(photo).with_suffix('')}").endswith(spelt(f"/{tail}"))
+        ]
 
     def _inside(self, file_name: str) -> PurePosixPath:
         """A name as a path, relative to the photos' folder where it is written in full."""

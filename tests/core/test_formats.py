@@ -314,6 +314,26 @@ def test_run_lengths_over_whole_columns():
     assert photo.boxes[0].xyxy == (3, 0, 6, 48)
 
 
+@pytest.mark.parametrize(
+    ("part", "entry", "told"),
+    [
+        ("images", {"id": 3}, r"image 2 of 2 is malformed \(it has no 'file_name'\)"),
+        (
+            "images",
+            {"id": 3, "file_name": None},
+            "image 2 of 2 is malformed .its file_name is nothing",
+        ),
+        ("categories", {"id": [], "name": "a"}, "category 3 of 3 is malformed .its id is a list"),
+        ("categories", "seal", "category 3 of 3 is malformed"),
+    ],
+)
+def test_a_malformed_entry_is_told_by_its_number(part, entry, told):
+    fields = coco_with(bbox=[1, 2, 3, 4])
+    fields[part].append(entry)
+    with pytest.raises(SynthdetError, match=told):
+        from_coco(fields, where="a.json")
+
+
 def test_half_characters_do_not_reach_the_records():
     fields = coco_with(bbox=[1, 2, 3, 4])
     fields["images"][0]["file_name"] = "a\ud800.jpg"

@@ -266,6 +266,16 @@ def test_photos_may_be_named_without_their_suffix(tmp_path):
     assert len(read(tmp_path).photos) == 12
 
 
+def test_capitals_do_not_matter_where_only_one_photo_fits(tmp_path):
+    told = put(tmp_path, "images")
+    write_photo(tmp_path / "images" / "FLIGHT0_0000.jpg", photos()[0].picture)
+    rows = [(n.replace("flight", "Flight").replace(".jpg", ".JPG"), *rest) for n, *rest in told]
+    (tmp_path / "boxes.csv").write_text(to_csv([told[0], *rows], NAMES))
+    found = read(tmp_path)
+    assert len(found.photos) == 12
+    assert [entry.reason.split(" (")[0] for entry in found.rejected] == ["fits several photos"]
+
+
 def test_splits_that_cvat_knows(tmp_path):
     told = put(tmp_path)
     text = to_cvat(told, NAMES).replace('<image id="3"', '<image subset="Test" id="3"')

@@ -7,8 +7,8 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from synthdet.core.formats.annotated import (
     AnnotatedPhoto,
@@ -21,6 +21,8 @@ from synthdet.core.formats.annotated import (
 )
 from synthdet.core.records import XYXY, Box
 from synthdet.errors import SynthdetError
+
+T = TypeVar("T")
 
 
 def is_coco(fields: Any) -> bool:
@@ -53,15 +55,10 @@ def from_coco(fields: Mapping[str, Any], *, where: str) -> AnnotationFile:
         raise SynthdetError(
             f"{where} is not a COCO file: it needs the lists images, annotations and categories"
         )
-    try:
-        category_ids = [_key(category["id"]) for category in fields["categories"]]
-        class_names = tuple(to_name(str(category["name"])) for category in fields["categories"])
-        images = {_key(image["id"]): _from_image(image) for image in fields["images"]}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SynthdetError(
-            f"{where}: an image or a category is malformed ({type(error).__name__}: {error}): every image needs id "
-            "and file_name, every category id and name"
-        ) from error
+    categories = _each(fields["categories"], "category", _from_category, where)
+    category_ids = [category_id for category_id, _name in categories]
+    class_names = tuple(name for _category_id, name in categories)
+    images = dict(_each(fields["images"], "image", _from_image, where))
     if len(images) < len(fields["images"]):
         raise SynthdetError(f"{where}: two images have the same id: give each its own")
     positions = {category_id: position for position, category_id in enumerate(category_ids)}
@@ -149,15 +146,34 @@ def to_coco(
 def _key(value: Any) -> str:
     """An id: some tools write 7 in one place and "7" or 7.0 in another."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"an id is {shown(value)}")
+        raise ValueError(f"its id is {shown(value)}")
     return str(int(value)) if isinstance(value, float) and value % 1 == 0 else str(value).strip()
 
 
-def _from_image(image: Mapping[str, Any]) -> AnnotatedPhoto:
+def _each(entries: Sequence[Any], what: str, read: Callable[[Any], T], where: str) -> list[T]:
+    """Every entry read; one that cannot be is told by its number."""
+    found = []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            found.append(read(entry))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            lacks = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise SynthdetError(
+                f"{where}: {what} {number} of {len(entries)} is malformed ({lacks}): correct it or take it out"
+            ) from error
+    return found
+
+
+def _from_category(category: Mapping[str, Any]) -> tuple[str, str]:
+    return _key(category["id"]), to_name(str(category["name"]))
+
+
+def _from_image(image: Mapping[str, Any]) -> tuple[str, AnnotatedPhoto]:
     file_name = image["file_name"]
     if not isinstance(file_name, str) or not file_name.strip():
-        raise ValueError(f"a file_name is {shown(file_name)}")
-    return AnnotatedPhoto(file_name, to_size(image.get("width"), image.get("height")))
+        raise ValueError(f"its file_name is {shown(file_name)}")
+    size_wh = to_size(image.get("width"), image.get("height"))
+    return _key(image["id"]), AnnotatedPhoto(file_name, size_wh)
 
 
 def _from_annotation(annotation: Mapping[str, Any], size_wh: tuple[int, int] | None) -> XYXY:
