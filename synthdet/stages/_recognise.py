@@ -339,9 +339,15 @@ def _find_names(photos: Listing, labels: Listing) -> tuple[dict[int, str] | None
             names = None
             if name.endswith((".yaml", ".yml")):
                 try:
-                    names = names_from_yaml(yaml.safe_load(read_text(listing.root / path)))
+                    fields = yaml.safe_load(read_text(listing.root / path))
                 except (yaml.YAMLError, ValueError, RecursionError):
                     continue
+                if isinstance(fields, dict) and "kpt_shape" in fields:
+                    raise SynthdetError(
+                        f"{listing.root / path} is of pose labels (kpt_shape), whose points look like polygons: export the "
+                        "boxes as YOLO detection"
+                    )
+                names = names_from_yaml(fields)
             elif name in _NAME_FILES:
                 names = names_from_text(read_text(listing.root / path))
             if names:

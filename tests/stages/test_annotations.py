@@ -315,6 +315,12 @@ def test_a_data_yaml_may_be_wrong_about_all_but_the_names(tmp_path, text):
     assert len(found.photos) == 12
 
 
+def test_pose_labels_are_not_taken_for_polygons(tmp_path):
+    survey = make_yolo_survey(tmp_path / "survey")
+    (survey / "data.yaml").write_text("names: [humpback whale]\nkpt_shape: [2, 3]\n")
+    assert "data.yaml is of pose labels" in refused(survey)
+
+
 def test_a_name_file_that_cannot_be_read_is_not_the_end(tmp_path):
     survey = make_yolo_survey(tmp_path / "survey")
     (survey / "data.yaml").write_text("names: [a\n")
