@@ -8,6 +8,9 @@ database to YOLO alone. FiftyOne has fewer pictures: its rate does not rise with
 reported). The two take turns, two rounds each, a process each; labels are checked equal first. Our check
 afterwards is timed apart; the peak memory is that of the whole stage with its check.
 
+On a machine that is busy with other things look at the processor time a picture, of all our processes
+and of FiftyOne's own (its database server's is not counted).
+
 Nothing is deleted before the end: for minutes after files were deleted, ext4 makes new ones in their
 neighbourhood up to ten times as slowly, for whoever comes next.
 
@@ -113,6 +116,8 @@ def _measure(work: Path, number: int, theirs: int) -> dict[str, Any]:
         "check_pictures_per_second": round(
             number / statistics.median(one["check_seconds"] for one in ours), 1
         ),
+        "cpu_us_per_picture": round(statistics.median(one["cpu_us"] for one in ours), 1),
+        "fiftyone_cpu_us_per_picture": round(statistics.median(one["cpu_us"] for one in rates), 1),
         "fiftyone_pictures": theirs,
         "fiftyone_pictures_per_second": round(fiftyone_rate, 1),
         "fiftyone_pictures_per_second_half": round(
@@ -190,17 +195,18 @@ def _export_ours(work: Path) -> dict[str, float]:
 
     def timed_check(*arguments: Any) -> None:
         start = time.perf_counter()
-        peak = _peak_mb()
+        before = [_peak_mb(), _cpu_seconds() - begun]
         check(*arguments)
-        checked.extend([time.perf_counter() - start, peak])
+        checked.extend([time.perf_counter() - start, *before])
 
     export.check_export = timed_check
-    start = time.perf_counter()
+    start, begun = time.perf_counter(), _cpu_seconds()
     export.run(workspace, config, Reporter(Console(file=sys.stderr)))
     seconds = time.perf_counter() - start - checked[0]
     number = (workspace.stage("export").lock() or {})["counts"]["real"]
     return {
         "pictures_per_second": number / seconds,
+        "cpu_us": 1e6 * checked[2] / number,
         "check_seconds": checked[0],
         "peak_rss_before_check_mb": checked[1],
         "peak_rss_mb": _peak_mb(),
@@ -210,6 +216,12 @@ def _export_ours(work: Path) -> dict[str, float]:
 def _peak_mb() -> float:
     own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))  # fmt: skip
     return max(own, children) / 1024
+
+
+def _cpu_seconds() -> float:
+    """Of this process and those that it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def _child(run: Path) -> dict[str, float]:
@@ -283,7 +295,7 @@ def _serve_fiftyone(work: Path, number: int) -> None:
         rates = {}
         for name, count in (("half", number // 2), ("all", number)):
             target = work / f"fiftyone-{turn}-{name}"
-            start = time.perf_counter()
+            start, begun = time.perf_counter(), _cpu_seconds()
             dataset[:count].export(
                 export_dir=str(target),
                 dataset_type=fo.types.YOLOv5Dataset,
@@ -293,6 +305,7 @@ def _serve_fiftyone(work: Path, number: int) -> None:
                 progress=False,
             )
             rates[name] = count / (time.perf_counter() - start)
+            rates["cpu_us"] = 1e6 * (_cpu_seconds() - begun) / count
         print(json.dumps(rates), flush=True)
     dataset.delete()
 
