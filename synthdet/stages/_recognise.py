@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal, cast, get_args
 
@@ -143,11 +144,16 @@ def recognise(
     _find_json(found, wanted)
     _find_xml(found, wanted)
     texts = _find_yolo(listing, label_listing, labels is not None) if "yolo" in wanted else {}
-    if texts and not found.by_format:
-        _require_yolo(texts)
-    finder = PhotoFinder(listing)
+    why_not = _why_not_yolo(texts)
+    if why_not:
+        texts = {}
     if format == "csv" or ("csv" in wanted and not found.by_format and not texts):
-        _find_csv(found, finder, csv_columns, asked=named or csv_columns is not None)
+        asked = named or csv_columns is not None or format == "csv"
+        _find_csv(found, PhotoFinder(listing), csv_columns, asked=asked)
+    if why_not and not found.by_format:
+        raise SynthdetError(
+            f"the text files beside the photos are not YOLO labels ({why_not}): name the annotations with prepare.labels"
+        )
     place = labels or photos
     kinds: list[Format] = [*(("yolo",) if texts else ()), *found.by_format]
     if len(kinds) > 1:
@@ -231,20 +237,18 @@ def _find_xml(found: _Found, wanted: Sequence[Format]) -> None:
 def _find_csv(
     found: _Found, finder: PhotoFinder, columns: Mapping[Any, str] | None, *, asked: bool
 ) -> None:
-    for path in (found.listing.root / path for path in found.listing.files):
-        if path.suffix.lower() not in (".csv", ".tsv", ".txt") or (
-            path.suffix.lower() == ".txt" and not asked
-        ):
-            continue
-        file = from_csv(
-            read_text(path),
-            where=str(path),
-            is_photo=finder.is_photo,
-            mapping=columns,
-            asked=asked and len(found.listing.files) == 1,
-        )
+    """Tables of boxes. If they were asked for and there is none, what the first one lacks is told."""
+    suffixes = (".csv", ".tsv", ".txt") if asked else (".csv", ".tsv")
+    paths = [
+        found.listing.root / path for path in found.listing.files if path.lower().endswith(suffixes)
+    ]
+    read = partial(from_csv, is_photo=finder.is_photo, mapping=columns)
+    for path in paths:
+        file = read(read_text(path), where=str(path))
         if file is not None:
             found.add("csv", path, file)
+    if asked and paths and "csv" not in found.by_format:
+        read(read_text(paths[0]), where=str(paths[0]), asked=True)
 
 
 def _find_yolo(photos: Listing, labels: Listing, given: bool) -> dict[str, Path]:
@@ -316,18 +320,16 @@ def _say_besides(listing: Listing, format_: Format) -> str:
 # --- YOLO ----------------------------------------------------------------------------------------
 
 
-def _require_yolo(found: dict[str, Path]) -> None:
-    """Refuse text files that are something else, like captions."""
+def _why_not_yolo(found: Mapping[str, Path]) -> str:
+    """What shows that text files are something else, like captions; "" for labels."""
     problem = ""
     for path in list(found.values())[:50]:
         text = read_text(path)
         boxes, problems = from_yolo_lines(text, 1, 1)
         if boxes or not text.strip():
-            return
+            return ""
         problem = problem or f"{path}: {problems[0]}"
-    raise SynthdetError(
-        f"the text files beside the photos are not YOLO labels ({problem}): name the annotations with prepare.labels"
-    )
+    return problem
 
 
 def _find_names(photos: Listing, labels: Listing) -> tuple[dict[int, str] | None, Path | None]:

@@ -625,7 +625,8 @@ def test_a_mapping_says_which_column_is_what():
     with pytest.raises(
         SynthdetError, match=r"a\.csv has no column 'Foto'.*as file; it has Aufnahme"
     ):
-        table(text, mapping={"file": "Foto"})
+        table(text, mapping={"file": "Foto"}, asked=True)
+    assert table(text, mapping={"file": "Foto"}) is None
     with pytest.raises(SynthdetError, match=r"columns Aufnahme, Tier.*prepare\.csv"):
         table(text, asked=True)
 

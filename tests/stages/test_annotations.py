@@ -191,11 +191,30 @@ def test_a_pattern_names_some_of_the_tables(tmp_path):
 
 def test_columns_may_be_named(tmp_path):
     put(tmp_path)
+    (tmp_path / "weather.csv").write_text("day,wind\n1,2\n")
     (tmp_path / "a.csv").write_text("Foto,Art,Box\nflight0_0000.jpg,seal,1 2 30 40\n")
     assert "holds no" in refused(tmp_path)
     found = read(tmp_path, None, "auto", **{"file": "Foto", "class": "Art", "xywh": "Box"})
     assert found.names == ("seal",)
     assert found.photos[0].boxes[0].xyxy == (1, 2, 31, 42)
+
+
+def test_a_column_that_is_named_but_nowhere_is_told(tmp_path):
+    put(tmp_path)
+    (tmp_path / "a.csv").write_text("Foto,Art\nflight0_0000.jpg,seal\n")
+    assert "has no column 'Bild', which prepare.csv names as file" in refused(tmp_path, file="Bild")
+    assert "a.csv has the columns Foto, Art" in refused(tmp_path, None, "csv")
+
+
+def test_captions_are_not_in_the_way_of_other_annotations(tmp_path):
+    survey = tmp_path / "survey"
+    survey.mkdir()
+    make_csv(survey)
+    for photo in photos():
+        (survey / "photos" / "deep" / f"{photo.stem}.txt").write_text("an aerial photo of a whale")
+    assert len(read(survey).photos) == 12
+    (survey / "boxes.csv").unlink()
+    assert "are not YOLO labels" in refused(survey)
 
 
 def test_one_bad_file_costs_one_photo(tmp_path):

@@ -110,14 +110,14 @@ def from_csv(
     separator = _separator(text)
     rows = list(_rows(text, separator, problems))
     header = [name.strip() for name in rows[0][1]] if rows else []
-    columns = _find_columns(header, rows[1:], is_photo, mapping or {}, where)
+    columns = _find_columns(header, rows[1:], is_photo, mapping or {})
     if columns is not None:
         rows = rows[1:]
     elif rows and _is_plain(header, is_photo):
         columns = {key: place for place, key in enumerate(_PLAIN)}
     else:
         if asked:
-            raise SynthdetError(_not_understood(where, header, problems))
+            raise SynthdetError(_not_understood(where, header, mapping or {}, problems))
         return None
     shape = next(keys for keys in _SHAPES if all(key in columns for key in keys))
     names = ClassNames()
@@ -193,16 +193,11 @@ def _find_columns(
     rows: Sequence[tuple[int, list[str]]],
     is_photo: Callable[[str], bool],
     mapping: Mapping[str, str],
-    where: str,
 ) -> dict[str, int] | None:
     """What a column is -> its place; None where a photo's name or a whole box is lacking."""
-    found: dict[str, int] = {}
-    for key, name in mapping.items():
-        if name not in header:
-            raise SynthdetError(
-                f"{where} has no column {shown(name)}, which prepare.csv names as {key}; it has {', '.join(header) or 'none'}"
-            )
-        found[key] = header.index(name)
+    if not set(header).issuperset(mapping.values()):
+        return None
+    found = {key: header.index(name) for key, name in mapping.items()}
     places: dict[str, int] = {}
     for place, name in enumerate(header):
         places.setdefault(_plain_name(name), place)
@@ -261,11 +256,16 @@ def _from_row(
     return (a, b, a + c, b + d)
 
 
-def _not_understood(where: str, header: Sequence[str], problems: Sequence[str]) -> str:
+def _not_understood(
+    where: str, header: Sequence[str], mapping: Mapping[str, str], problems: Sequence[str]
+) -> str:
     if problems:
         return f"{where}, {problems[0]}"
-    names = ", ".join(name[:20] for name in header[:12])
+    names = ", ".join(name[:20] for name in header[:12]) or "none"
+    for key, name in mapping.items():
+        if name not in header:
+            return f"{where} has no column {shown(name)}, which prepare.csv names as {key}; it has {names}"
     return (
-        f"{where} has the columns {names or 'none'}: no file name and box are recognised among them; say which is which with "
+        f"{where} has the columns {names}: no file name and box are recognised among them; say which is which with "
         "prepare.csv, like {file: photo, class: species, x1: left, y1: top, x2: right, y2: bottom} (or x, y, w, h; cx, cy, w, h; xywh)"
     )
