@@ -24,6 +24,10 @@ from synthdet.errors import SynthdetError
 from synthdet.stages.export_files import FileMaker
 
 CARD = "see DATA_CARD.md"
+_ANNOTATION = (
+    '{"id": %d, "image_id": %d, "category_id": %d, "bbox": [%.4f, %.4f, %.4f, %.4f], '
+    '"area": %.4f, "iscrowd": 0, "segmentation": %s}'
+)
 _TEXT = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -224,11 +228,10 @@ class _CocoFile:
             x1, y1, x2, y2 = box.xyxy
             wide, high = round(x2 - x1, 4), round(y2 - y1, 4)
             polygons = [list(one) for one in box.segmentation] if box.segmentation else "[]"
+            number = len(self._annotations) + 1
             self._annotations.append(
-                f'{{"id": {len(self._annotations) + 1}, "image_id": {image_id}, '
-                f'"category_id": {box.class_id + 1}, '
-                f'"bbox": [{round(x1, 4)}, {round(y1, 4)}, {wide}, {high}], '
-                f'"area": {round(wide * high, 4)}, "iscrowd": 0, "segmentation": {polygons}}}'
+                _ANNOTATION
+                % (number, image_id, box.class_id + 1, x1, y1, wide, high, wide * high, polygons)
             )
 
     def write(self, path: Path, split: Split) -> None:

@@ -16,6 +16,7 @@ from synthdet.core.records import Box
 
 _GRID = 1_000_000
 """Edges are rounded to this many steps across the picture: half a pixel of a million."""
+_TWICE = 2 * _GRID
 
 
 def to_yolo_lines(boxes: Sequence[Box], width: int, height: int) -> str:
@@ -43,7 +44,7 @@ def to_yolo_lines(boxes: Sequence[Box], width: int, height: int) -> str:
         x1, y1 = _step(left, width), _step(top, height)
         x2, y2 = _step(right, width), _step(bottom, height)
         if x2 > x1 and y2 > y1:
-            x, y = (x1 + x2) / 2 / _GRID, (y1 + y2) / 2 / _GRID
+            x, y = (x1 + x2) / _TWICE, (y1 + y2) / _TWICE
             w, h = (x2 - x1) / _GRID, (y2 - y1) / _GRID
             lines.append(f"{box.class_id} {x:.7f} {y:.7f} {w:.7f} {h:.7f}\n")
     return "".join(lines)
