@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from tests.builders import (
     small_config,
     write_photo,
 )
+from tests.stages.test_prepare import real_survey
 
 NAMES = ("humpback whale", "calf")
 
@@ -394,3 +396,34 @@ def test_a_name_file_that_is_a_bomb_is_passed_over(tmp_path):
     ]
     (survey / "data.yaml").write_text("\n".join([*lines, "names: *a29\n"]))
     assert "no class names" in refused(survey)
+
+
+@pytest.mark.real_data
+def test_the_tables_of_harbor_seals_say_what_its_coco_says():
+    survey = real_survey("harbor_seals")
+    coco = read(survey)
+    tables = read(survey, survey / "*" / "annotations_final.csv")
+    assert tables.names == coco.names == ("adult", "other")
+    assert [(photo.path, photo.boxes) for photo in tables.photos] == [
+        (photo.path, photo.boxes) for photo in coco.photos
+    ]
+    named = read(survey, survey / "*" / "*_anno.csv")  # with a column `image` that is no photo
+    assert sum(len(photo.boxes) for photo in named.photos) == 2697
+    message = refused(survey, None, "csv")
+    assert "is annotated twice" in message
+    assert "annotations_final_no.csv" in message
+
+
+@pytest.mark.real_data
+def test_the_polygons_and_empty_labels_of_glacier_seals_are_told():
+    found = read(real_survey("glacier_seals"))
+    assert any("polygons or turned boxes" in note for note in found.notes)
+    assert "9 photos annotated as holding no animal" in found.notes
+    assert all(photo.problems == () for photo in found.photos)
+
+
+@pytest.mark.real_data
+def test_the_boxes_of_whole_photos_in_river_person_messy_are_flagged(tmp_path):
+    survey = real_survey("river_person_messy")
+    _workspace, heard = go(tmp_path, survey, classes={"*": "person"})
+    assert re.search(r"\d\d box\(es\) mark nearly a whole photo", heard)
