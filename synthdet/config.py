@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from synthdet.errors import SynthdetError
 
@@ -124,8 +124,10 @@ class FinetuneConfig(Section):
     """Scale of the LoRA: its update is multiplied by lora_alpha / rank."""
     target_modules: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
     """Names of the UNet's layers that get a LoRA (endings of module names)."""
+    optimizer: Literal["adamw", "adamw8bit", "prodigy"] = "adamw"
+    """`adamw` (fused); `adamw8bit`, whose state is a quarter as large (needs bitsandbytes); `prodigy`, which finds its own rate: set `learning_rate` to 1."""
     learning_rate: float = Field(1e-4, gt=0)
-    """Of AdamW, after the warm-up."""
+    """After the warm-up. With `optimizer: prodigy` the factor on the rate that it finds: 1."""
     lr_warmup_steps: int = Field(50, ge=0)
     """Optimizer steps over which the learning rate rises to its value."""
     max_train_steps: int = Field(1200, ge=1)
@@ -156,6 +158,12 @@ class FinetuneConfig(Section):
     """Seed of weights, order, noise and steps."""
     device: Literal["auto", "cpu", "cuda"] = _runtime("auto")
     """Where the networks run."""
+
+    @model_validator(mode="after")
+    def _check_rate(self) -> FinetuneConfig:
+        if self.optimizer == "prodigy" and self.learning_rate < 0.1:
+            raise ValueError("prodigy finds its own rate: set learning_rate to 1")
+        return self
 
 
 class GenerateConfig(Section):
@@ -233,8 +241,16 @@ class LabelConfig(Section):
     """Of AdamW."""
     seed: int = 0
     """Seed of the training."""
+    views: bool = True
+    """Look at each picture in its eight turns and mirrors and join what is drawn in them: a box that all views show is a better label. Eight times the detector's time. false: the picture as it is, alone."""
     confidence: Calibrated | float = _decision("calibrated")
-    """Confidence from which a box is accepted. `calibrated`: where F1 on the real val tiles is best."""
+    """Confidence from which a box is accepted. `calibrated`: where F1 on the real val tiles is best, or higher where `accept_precision` asks for it. With `views`, confidence is the mean over the eight views."""
+    accept_precision: float = _decision(0.95, ge=0, le=1)
+    """With `confidence: calibrated`: the precision on the real val tiles that boxes accepted without a look must have. 0: best F1 alone."""
+    agreement: float = _decision(0.75, ge=0, le=1)
+    """With `views`: a box on which the views agree less than this (mean overlap with the joined box, 0 where a view does not show it) sends its picture to review."""
+    sizes: bool = _decision(True)
+    """A box longer or shorter than real animals are (1st to 99th percentile of the real train boxes), or a mere fragment at the border, sends its picture to review."""
     review_confidence: float = _decision(0.1, ge=0, le=1)
     """A box between this and `confidence` sends its picture to review."""
     negatives: bool = _decision(True)
@@ -346,6 +362,8 @@ def make_config(fields: dict[str, Any], *, where: str) -> Config:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise SynthdetError(f"{where}: there is no setting {key}") from error
+        if first["type"] == "value_error":  # of a whole section: its input says nothing
+            raise SynthdetError(f"{where}: {key}: {first['ctx']['error']}") from error
         raise SynthdetError(f"{where}: {key}: {first['msg']}, got {first['input']!r}") from error
 
 

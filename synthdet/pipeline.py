@@ -205,6 +205,7 @@ def _open_lora_trainer(config: Config, note: Callable[[str], None]) -> LoraTrain
         rank=settings.rank,
         lora_alpha=settings.lora_alpha,
         target_modules=settings.target_modules,
+        optimizer=settings.optimizer,
         learning_rate=settings.learning_rate,
         lr_warmup_steps=settings.lr_warmup_steps,
         max_train_steps=settings.max_train_steps,

@@ -70,3 +70,10 @@ def test_bad_assignments_are_refused(assignment: str) -> None:
 def test_an_empty_file_is_all_defaults() -> None:
     assert parse_config("# nothing\n", where="x") == Config()
     assert make_config({}, where="x") == Config()
+
+
+def test_prodigy_with_the_rate_of_another_optimizer_is_one_line() -> None:
+    with pytest.raises(SynthdetError, match=r"^here: finetune: prodigy .*set learning_rate to 1$"):
+        make_config({"finetune": {"optimizer": "prodigy"}}, where="here")
+    fields = {"finetune": {"optimizer": "prodigy", "learning_rate": 1.0}}
+    assert make_config(fields, where="here").finetune.optimizer == "prodigy"

@@ -66,7 +66,8 @@ class SdxlLoraTrainer:
         rank: Of the LoRA matrices.
         lora_alpha: The update is multiplied by ``lora_alpha / rank``.
         target_modules: Endings of the names of the UNet's layers that get a LoRA.
-        learning_rate: Of AdamW, at its highest.
+        optimizer: "adamw", "adamw8bit" or "prodigy".
+        learning_rate: At its highest; for Prodigy the factor on the rate that it finds itself.
         lr_warmup_steps: Steps over which it rises; from there it falls along a cosine to zero,
             because the last weights are the ones used and a constant rate leaves them noisy.
         max_train_steps: Optimizer steps.
@@ -91,6 +92,7 @@ class SdxlLoraTrainer:
     rank: int
     lora_alpha: float
     target_modules: Sequence[str]
+    optimizer: str
     learning_rate: float
     lr_warmup_steps: int
     max_train_steps: int

@@ -12,6 +12,7 @@ from torch import Tensor
 from synthdet.errors import SynthdetError
 from synthdet.models.checkpoints import Checkpoint
 from synthdet.models.lora_data import Material, draw_pass
+from synthdet.models.lora_optimizers import make_optimizer, pack_optimizer, unpack_optimizer
 
 if TYPE_CHECKING:
     from synthdet.models.lora import SdxlLoraTrainer
@@ -28,8 +29,8 @@ class Training:
         self._plan, self._unet, self._noiser = plan, unet, noiser
         self._device, self._dtype = device, dtype
         self._lora = {n: p for n, p in unet.named_parameters() if p.requires_grad}
-        self._optimizer = torch.optim.AdamW(
-            self._lora.values(), lr=plan.learning_rate, weight_decay=1e-2, fused=True
+        self._optimizer = make_optimizer(
+            plan.optimizer, list(self._lora.values()), plan.learning_rate
         )
         self._scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
         self._snr = signal_to_noise(noiser.alphas_cumprod)
@@ -137,9 +138,13 @@ class Training:
         tensors = {"loss_sum": self._loss_sum}
         for name, parameter in self._lora.items():
             tensors[f"lora.{name}"] = parameter
-            for key, value in self._optimizer.state[parameter].items():
-                tensors[f"optimizer.{key}.{name}"] = value
-        return tensors, {"passes": self._passes, "scaler": self._scaler.state_dict()}
+        states, numbers = pack_optimizer(self._optimizer, self._lora)
+        tensors |= {f"optimizer.{name}": state for name, state in states.items()}
+        return tensors, {
+            "passes": self._passes,
+            "scaler": self._scaler.state_dict(),
+            "optimizer": numbers,
+        }
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over what `state` gave.
@@ -155,10 +160,12 @@ class Training:
             )
         for name, parameter in self._lora.items():
             parameter.data.copy_(tensors[f"lora.{name}"])
-            self._optimizer.state[parameter] = {
-                key: tensors[f"optimizer.{key}.{name}"].to(parameter.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-            }
+        states = {
+            name.removeprefix("optimizer."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("optimizer.")
+        }
+        unpack_optimizer(self._optimizer, self._lora, states, checkpoint.numbers["optimizer"])
         self._loss_sum.copy_(tensors["loss_sum"])
         self._passes = int(checkpoint.numbers["passes"])
         self._scaler.load_state_dict(checkpoint.numbers["scaler"])

@@ -36,6 +36,7 @@ OPTIONS: dict[str, Any] = {
     "rank": 2,
     "lora_alpha": 4.0,
     "target_modules": (*ATTENTION, "ff.net.2", "conv1"),
+    "optimizer": "adamw",
     "learning_rate": 1e-3,
     "lr_warmup_steps": 2,
     "max_train_steps": 8,
@@ -264,6 +265,17 @@ def test_goes_on_with_the_same_bits(
     told = train(base, tiles, tmp_path / "run")
     assert told[0] == (8 if kill_at == 8 else kill_at // 3 * 3)
     assert files(tmp_path / "run") == whole
+
+
+def test_prodigy_goes_on_with_the_same_bits(
+    base: Path, tiles: list[TrainTile], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"optimizer": "prodigy", "learning_rate": 1.0, "max_train_steps": 5}
+    train(base, tiles, tmp_path / "whole", **options)
+    with pytest.raises(KilledError):
+        train(base, tiles, tmp_path / "torn", kill_at=4, **options)
+    assert train(base, tiles, tmp_path / "torn", **options)[0] == 3
+    assert files(tmp_path / "torn") == files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
