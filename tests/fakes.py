@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from synthdet.core.fusion import NUM_VIEWS, view_source
 from synthdet.core.records import DetectedBox
 from synthdet.models.protocols import Picture, PictureRequest, TrainTile
 
@@ -138,6 +139,7 @@ class FakeDetector:
         boxes: Boxes by stem of the file name.
         names: Its class names.
         fail_at: Raise at this call, counted from 1 (0: never).
+        blind_views: Views in which it draws nothing.
         calls: Batches so far.
         paths: All files it looked at, in order.
     """
@@ -145,28 +147,34 @@ class FakeDetector:
     boxes: Mapping[str, Sequence[DetectedBox]] = field(default_factory=dict)
     names: tuple[str, ...] = ("seal", "whale")
     fail_at: int = 0
+    blind_views: tuple[int, ...] = ()
     calls: int = 0
     paths: list[Path] = field(default_factory=list)
 
     def detect(
-        self, paths: Sequence[Path], *, min_confidence: float
+        self, paths: Sequence[Path], *, min_confidence: float, views: bool = False
     ) -> list[tuple[DetectedBox, ...]]:
         self.calls += 1
         if self.calls == self.fail_at:
             raise PlannedError(f"call {self.calls}")
         self.paths += paths
-        return [
-            tuple(
-                sorted(
-                    (
-                        box
-                        for box in self.boxes.get(path.stem, ())
-                        if box.confidence >= min_confidence
-                    ),
-                    key=lambda box: -box.confidence,
-                )
+        drawn = [
+            sorted(
+                (box for box in self.boxes.get(path.stem, ()) if box.confidence >= min_confidence),
+                key=lambda box: -box.confidence,
             )
             for path in paths
+        ]
+        if not views:
+            return [tuple(boxes) for boxes in drawn]
+        return [
+            tuple(
+                box.model_copy(update={"source": view_source("detector", view)})
+                for view in range(NUM_VIEWS)
+                for box in boxes
+                if view not in self.blind_views
+            )
+            for boxes in drawn
         ]
 
 

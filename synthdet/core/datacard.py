@@ -212,7 +212,7 @@ def _thresholds(facts: CardFacts) -> str:
         lines.append(
             f"- Copy of a real photo: more similar to one than {chosen['copy_threshold']:.4f}"
         )
-    confidence = facts.label_counts.get("confidence")
+    confidence = facts.label_counts.get("accept_confidence", facts.label_counts.get("confidence"))
     if isinstance(confidence, int | float):
         measured = [
             f"{name} {facts.label_counts[name]:.2f}"

@@ -1,7 +1,7 @@
 """Which drawn boxes become labels: the calibrated confidence, and accept, review or negative.
 
-The rules are few and know nothing of the network: they read boxes, two thresholds, and what the
-prompt asked for.
+The rules are few and know nothing of the network: they read boxes, thresholds, the sizes of real
+animals, and what the prompt asked for.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from synthdet.core.boxes import area, intersection
 from synthdet.core.captions import number_word
 from synthdet.core.comparison import (
+    Matches,
+    OperatingPoint,
     best_operating_point,
     match_detections,
     operating_point,
@@ -39,15 +43,36 @@ UNSURE_OVERLAP = 0.6
 animal, or the animal and its wake, and no animal of its own that was missed."""
 
 
+HERD_SHARE = 0.8
+"""A box that holds two others, each with at least this share of its area, is drawn around a herd."""
+
+HERD_CONFIDENCE = 0.5
+"""Boxes inside a herd's box count from this share of its confidence on: else they are its parts."""
+
+MIN_SIZES = 20
+"""Real boxes from which their sizes say what is no size for an animal."""
+
+BORDER = 1.5
+"""A box that comes this near to the picture's edge, in pixels, may show an animal in part."""
+
+FRAGMENT = 0.5
+"""An animal cut by the border of which less than this share of the median real length is left."""
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The confidence from which boxes are accepted, and how it did on the real val tiles.
+    """The confidence from which boxes count, and from which a picture is accepted unseen.
 
     Attributes:
-        confidence: The threshold, 0..1.
-        f1: At IoU 0.5 on the val tiles; None where they could not tell.
+        confidence: Where F1 is best, or what was given, 0..1.
+        f1: At IoU 0.5 on the val tiles, at `confidence`; None where they could not tell.
         precision: As `f1`.
         recall: As `f1`.
+        accept_confidence: From here on boxes need no look; not below `confidence`.
+        accept_precision: What the val tiles say of the boxes from `accept_confidence` on; None where
+            they could not tell.
+        reached: Whether that is the precision asked for.
+        curve: A point for every confidence that occurs, falling.
         num_pictures: Val tiles.
         num_boxes: True boxes in them.
     """
@@ -56,6 +81,10 @@ class Calibration:
     f1: float | None
     precision: float | None
     recall: float | None
+    accept_confidence: float
+    accept_precision: float | None
+    reached: bool
+    curve: tuple[OperatingPoint, ...]
     num_pictures: int
     num_boxes: int
 
@@ -66,14 +95,18 @@ def calibrate_confidence(
     *,
     num_classes: int,
     given: float | None = None,
+    accept_precision: float = 0.0,
 ) -> Calibration:
-    """The confidence with the best F1 on real val tiles, at IoU 0.5.
+    """The confidence with the best F1 on real val tiles, at IoU 0.5, and one to accept boxes unseen.
 
     Args:
         truths: True boxes of each tile.
         detections: Boxes drawn in each tile.
         num_classes: Class ids are below this.
         given: A threshold that somebody chose: it is measured and not changed.
+        accept_precision: The precision, 0..1, that boxes accepted unseen must have: the lowest
+            confidence with that precision, at least the one of the best F1. Where none has it, the
+            one with the highest precision. Not asked where a threshold was given.
 
     Returns:
         `FALLBACK_CONFIDENCE` with no F1, where there is no true box or none is found.
@@ -88,16 +121,145 @@ def calibrate_confidence(
     num_boxes = sum(len(boxes) for boxes in truths)
     thinned = [drop_twice_drawn(boxes) for boxes in detections]
     matches = match_detections(truths, thinned, num_classes=num_classes)
+    curve = make_curve(matches)
     if given is not None:
         point = operating_point(matches, given) if num_boxes else None
     else:
         point = best_operating_point(matches)
     if point is None:
         chosen = FALLBACK_CONFIDENCE if given is None else given
-        return Calibration(chosen, None, None, None, len(truths), num_boxes)
+        return Calibration(
+            chosen, None, None, None, chosen, None, False, curve, len(truths), num_boxes
+        )
+    accept = point if given is not None else _accept_point(curve, point, accept_precision)
     return Calibration(
-        point.confidence, point.f1, point.precision, point.recall, len(truths), num_boxes
+        confidence=point.confidence,
+        f1=point.f1,
+        precision=point.precision,
+        recall=point.recall,
+        accept_confidence=accept.confidence,
+        accept_precision=accept.precision,
+        reached=given is not None or accept.precision >= accept_precision,
+        curve=curve,
+        num_pictures=len(truths),
+        num_boxes=num_boxes,
     )
+
+
+def make_curve(matches: Matches) -> tuple[OperatingPoint, ...]:
+    """Precision, recall and F1 at every confidence that occurs, from the highest down.
+
+    A threshold takes all boxes of equal confidence or none of them.
+    """
+    last = np.append(np.diff(matches.confidence) != 0, True)[: len(matches.confidence)]
+    drawn = np.flatnonzero(last) + 1
+    correct = np.cumsum(matches.correct[:, 0])[drawn - 1]
+    num_true = int(matches.num_true.sum())
+    return tuple(
+        OperatingPoint(
+            confidence=float(matches.confidence[number - 1]),
+            precision=hits / number,
+            recall=hits / num_true if num_true else 0.0,
+            f1=2 * hits / (number + num_true),
+        )
+        for number, hits in zip(drawn.tolist(), correct.tolist(), strict=True)
+    )
+
+
+def _accept_point(
+    curve: Sequence[OperatingPoint], best: OperatingPoint, wanted: float
+) -> OperatingPoint:
+    above = [point for point in curve if point.confidence >= best.confidence]
+    good = [point for point in above if point.precision >= wanted]
+    # The lowest confidence that will do; else the most precise one, and of those the lowest.
+    return good[-1] if good else max(above, key=lambda point: (point.precision, -point.confidence))
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedQuality:
+    """How good the boxes of accepted pictures are, where the truth is known; shares are 0..1.
+
+    Attributes:
+        precision: Share of the accepted boxes that mark an animal (IoU 0.5); None without a box.
+        recall: Share of the animals that an accepted box marks; None without an animal.
+        mean_iou: Mean overlap of the right ones with the true box; None without one.
+        num_boxes: Accepted boxes.
+        num_review: Pictures that wait for review.
+    """
+
+    precision: float | None
+    recall: float | None
+    mean_iou: float | None
+    num_boxes: int
+    num_review: int
+
+
+def measure_accepted(truths: Sequence[Sequence[Box]], labels: Sequence[Label]) -> AcceptedQuality:
+    """Hold the boxes of accepted pictures against the truth; boxes that wait for review do not count.
+
+    Examples:
+        >>> true = Box(xyxy=(0, 0, 10, 4), class_id=0)
+        >>> label = Label(image_id="a", status="accept",
+        ...               boxes=(DetectedBox(xyxy=(0, 0, 8, 4), class_id=0, confidence=1),))
+        >>> quality = measure_accepted([[true], [true]], [label, Label(image_id="b", status="review", boxes=())])
+        >>> quality.precision, quality.recall, quality.mean_iou
+        (1.0, 0.5, 0.8)
+    """
+    num_boxes, overlaps = 0, []
+    for true, label in zip(truths, labels, strict=True):
+        boxes = label.boxes if label.status == "accept" else ()
+        num_boxes += len(boxes)
+        free = list(true)
+        for box in sorted(boxes, key=lambda box: -box.confidence):
+            same = [one for one in free if one.class_id == box.class_id]
+            iou = pairwise_iou([box.xyxy], [one.xyxy for one in same])[0]
+            if len(same) and iou.max() >= 0.5:
+                overlaps.append(float(iou.max()))
+                free.remove(same[int(iou.argmax())])
+    num_true = sum(len(true) for true in truths)
+    return AcceptedQuality(
+        precision=len(overlaps) / num_boxes if num_boxes else None,
+        recall=len(overlaps) / num_true if num_true else None,
+        mean_iou=round(float(np.mean(overlaps)), 6) if overlaps else None,
+        num_boxes=num_boxes,
+        num_review=sum(label.status == "review" for label in labels),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SizePrior:
+    """Lengths (longer sides) of real animals' boxes, in pixels of a tile.
+
+    The longer side and not the area: a long animal's box changes its area several times as it turns,
+    its longer side hardly.
+
+    Attributes:
+        shortest: 1st percentile.
+        median: Of all.
+        longest: 99th percentile.
+    """
+
+    shortest: float
+    median: float
+    longest: float
+
+
+def size_prior(boxes: Sequence[Box]) -> SizePrior | None:
+    """What sizes real animals have; None with fewer than `MIN_SIZES` boxes.
+
+    Examples:
+        >>> size_prior([Box(xyxy=(0, 0, n, 4), class_id=0) for n in range(10, 111)])
+        SizePrior(shortest=11.0, median=60.0, longest=109.0)
+    """
+    if len(boxes) < MIN_SIZES:
+        return None
+    lengths = [_length(box.xyxy) for box in boxes]
+    shortest, median, longest = np.percentile(lengths, [1, 50, 99]).tolist()
+    return SizePrior(round(shortest, 3), round(median, 3), round(longest, 3))
+
+
+def _length(xyxy: XYXY) -> float:
+    return max(xyxy[2] - xyxy[0], xyxy[3] - xyxy[1])
 
 
 def drop_twice_drawn(boxes: Sequence[DetectedBox]) -> tuple[DetectedBox, ...]:
@@ -119,17 +281,21 @@ def drop_twice_drawn(boxes: Sequence[DetectedBox]) -> tuple[DetectedBox, ...]:
 
 @dataclass(frozen=True, slots=True)
 class LabelRules:
-    """The thresholds of one decision. All are 0..1.
+    """The thresholds of one decision.
 
     Attributes:
-        confidence: Boxes from here on are accepted.
-        review_confidence: Boxes between this and `confidence` need a look.
+        confidence: Boxes from here on are accepted, 0..1.
+        review_confidence: Boxes between this and `confidence` need a look, 0..1.
         negatives: Take an empty background picture as a confirmed negative.
+        agreement: A box whose ``agreement`` is below this needs a look, 0..1.
+        sizes: What lengths real animals have; None: not judged by that.
     """
 
     confidence: float
     review_confidence: float
     negatives: bool
+    agreement: float = 0.0
+    sizes: SizePrior | None = None
 
 
 def decide_label(
@@ -144,7 +310,7 @@ def decide_label(
 
     Args:
         image_id: The picture.
-        boxes: Raw boxes, in pixels of the picture.
+        boxes: Raw or fused boxes, in pixels of the picture.
         size_wh: Its width and height in pixels.
         asked_for: Class id of each animal that the prompt asked for; empty for background; None
             where nobody knows, as with the user's own pictures.
@@ -155,19 +321,23 @@ def decide_label(
         `review_confidence` on, a negative none.
     """
     review_from = min(rules.review_confidence, rules.confidence)
-    visible = tuple(box for box in drop_twice_drawn(boxes) if box.confidence >= review_from)
+    drawn = tuple(box for box in drop_twice_drawn(boxes) if box.confidence >= review_from)
+    visible = drawn
     accepted = tuple(box for box in visible if box.confidence >= rules.confidence)
     visible = tuple(
         box
         for box in visible
         if box.confidence >= rules.confidence or not _belongs_to(box, accepted)
     )
-    status, reason = _judge(visible, accepted, size_wh=size_wh, asked_for=asked_for, rules=rules)
+    status, reason = _judge(
+        drawn, visible, accepted, size_wh=size_wh, asked_for=asked_for, rules=rules
+    )
     kept = {"accept": accepted, "review": visible, "negative": ()}[status]
     return Label(image_id=image_id, status=status, boxes=kept, reason=reason)
 
 
 def _judge(
+    drawn: tuple[DetectedBox, ...],
     visible: tuple[DetectedBox, ...],
     accepted: tuple[DetectedBox, ...],
     *,
@@ -191,7 +361,50 @@ def _judge(
     if len(accepted) < len(visible):
         unsure = len(visible) - len(accepted)
         return "review", f"{number_word(unsure)} unsure box{'es' if unsure > 1 else ''}"
-    return "accept", None
+    reasons = (_doubt(box, drawn, size_wh=size_wh, rules=rules) for box in accepted)
+    reason = next((reason for reason in reasons if reason is not None), None)
+    return ("accept", None) if reason is None else ("review", reason)
+
+
+def _doubt(
+    box: DetectedBox,
+    drawn: Sequence[DetectedBox],
+    *,
+    size_wh: tuple[int, int],
+    rules: LabelRules,
+) -> str | None:
+    """Why a confident box needs a look all the same, in words; None where it does not."""
+    if _holds_several(box, drawn):
+        return "one box around several animals"
+    if box.agreement is not None and box.agreement < rules.agreement:
+        return "the views disagree about a box"
+    if rules.sizes is None:
+        return None
+    length = _length(box.xyxy)
+    if length > rules.sizes.longest:
+        return "a box larger than real animals"
+    if _touches_border(box.xyxy, size_wh):
+        return "a fragment at the border" if length < FRAGMENT * rules.sizes.median else None
+    return "a box smaller than real animals" if length < rules.sizes.shortest else None
+
+
+def _holds_several(box: DetectedBox, drawn: Sequence[DetectedBox]) -> bool:
+    """Whether two boxes that do not overlap much lie in this one, each nearly as sure as it is."""
+    inner = [
+        other.xyxy
+        for other in drawn
+        if other.class_id == box.class_id
+        and other.confidence >= HERD_CONFIDENCE * box.confidence
+        and area(other.xyxy) < UNSURE_OVERLAP * area(box.xyxy)
+        and intersection(other.xyxy, box.xyxy) >= HERD_SHARE * area(other.xyxy)
+    ]
+    apart = pairwise_iou(inner, inner) < TWICE_IOU / 2
+    return bool(apart.any())
+
+
+def _touches_border(xyxy: XYXY, size_wh: tuple[int, int]) -> bool:
+    x1, y1, x2, y2 = xyxy
+    return min(x1, y1, size_wh[0] - x2, size_wh[1] - y2) <= BORDER
 
 
 def _belongs_to(box: DetectedBox, accepted: Sequence[DetectedBox]) -> bool:

@@ -67,12 +67,16 @@ class Box(Record):
 
 
 class DetectedBox(Record):
-    """A box that a detector drew, with its confidence in 0..1 and who drew it."""
+    """A box that a detector drew, with its confidence in 0..1 and who drew it.
+
+    ``agreement`` (0..1) is there where several views were joined: how far they agree on it.
+    """
 
     xyxy: XYXY
     class_id: int
     confidence: float
     source: str = "detector"
+    agreement: float | None = None
 
 
 class Photo(Record):

@@ -286,9 +286,9 @@ class YoloDetector:
         self.names = tuple(self._open()["names"])
 
     def detect(
-        self, paths: Sequence[Path], *, min_confidence: float
+        self, paths: Sequence[Path], *, min_confidence: float, views: bool = False
     ) -> list[tuple[DetectedBox, ...]]:
-        """As `Detector.detect`. At most 100 boxes a picture.
+        """As `Detector.detect`. At most 100 boxes a picture and view.
 
         Raises:
             SynthdetError: A file is not a picture, or the child died.
@@ -302,12 +302,13 @@ class YoloDetector:
                 "image_size": self._image_size,
                 "batch_size": self._batch_size,
                 "min_confidence": min_confidence,
+                "views": views,
             }
         )
         return [
             tuple(
-                DetectedBox(xyxy=xyxy, class_id=class_id, confidence=confidence)
-                for xyxy, class_id, confidence in boxes
+                DetectedBox(xyxy=xyxy, class_id=class_id, confidence=confidence, source=source)
+                for xyxy, class_id, confidence, source in boxes
             )
             for boxes in answer
         ]

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from synthdet.core.fusion import NUM_VIEWS
 from synthdet.errors import SynthdetError
 
 if TYPE_CHECKING:
@@ -139,8 +140,12 @@ class _Worker:
             batch_size=job["batch_size"],
             device=self._device,
             min_confidence=job["min_confidence"],
+            num_views=NUM_VIEWS if job["views"] else 1,
         )
-        return [[[box.xyxy, box.class_id, box.confidence] for box in boxes] for boxes in found]
+        return [
+            [[box.xyxy, box.class_id, box.confidence, box.source] for box in boxes]
+            for boxes in found
+        ]
 
     def _read(self, job: dict[str, Any]) -> None:
         self._yolo.read_as_ultralytics(Path(job["data_yaml"]), job["split"], Path(job["found"]))

@@ -64,9 +64,13 @@ class Detector(Protocol):
     names: tuple[str, ...]
 
     def detect(
-        self, paths: Sequence[Path], *, min_confidence: float
+        self, paths: Sequence[Path], *, min_confidence: float, views: bool = False
     ) -> list[tuple[DetectedBox, ...]]:
-        """Boxes of each file, in the order of the paths, most confident first, in pixels of the file."""
+        """Boxes of each file, in the order of the paths, most confident first, in pixels of the file.
+
+        With ``views`` all eight turns and mirrors of each picture are looked at, one after the other;
+        ``source`` says in which a box was drawn (`core.fusion.view_source`).
+        """
         ...
 
 

@@ -43,6 +43,7 @@ from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.torch_utils import ModelEMA, init_seeds, intersect_dicts
 
 from synthdet.core.comparison import average_precision, match_detections
+from synthdet.core.fusion import turn_picture, undo_view, view_source
 from synthdet.core.records import Box, DetectedBox
 from synthdet.errors import SynthdetError
 
@@ -495,10 +496,11 @@ def detect(
     batch_size: int,
     device: str,
     min_confidence: float,
+    num_views: int = 1,
 ) -> list[list[DetectedBox]]:
-    """Boxes of each picture file, in pixels of the file, most confident first.
+    """Boxes of each picture file, in pixels of the file: view by view, most confident first.
 
-    Confidences are rounded to 1e-6 and corners to 1e-3 pixels: what is written is what is compared.
+    A file is read once, whatever the number of views (1, or `fusion.NUM_VIEWS`). Confidences are rounded to 1e-6 and corners to 1e-3 pixels: what is written is what is compared.
 
     Raises:
         SynthdetError: A file is not a picture that OpenCV reads; names it.
@@ -509,13 +511,15 @@ def detect(
     found = []
     for begin in range(0, len(paths), batch_size):
         opened = [_letterbox(path, image_size) for path in paths[begin : begin + batch_size]]
-        pixels = torch.from_numpy(np.stack([picture for picture, _fit in opened]))
-        pixels = pixels.to(device).permute(0, 3, 1, 2).float() / 255  # channels last in memory
-        output = network(pixels)
-        for rows, (_picture, fit) in zip(
-            _suppress(network, output, min_confidence), opened, strict=True
-        ):
-            found.append(_to_boxes(rows.cpu().numpy(), fit))
+        squares = np.stack([picture for picture, _fit in opened])
+        drawn: list[list[DetectedBox]] = [[] for _ in opened]
+        for view in range(num_views):
+            turned = torch.from_numpy(np.ascontiguousarray(turn_picture(squares, view)))
+            pixels = turned.to(device).permute(0, 3, 1, 2).float() / 255  # channels last in memory
+            suppressed = _suppress(network, network(pixels), min_confidence)
+            for boxes, rows, (_picture, fit) in zip(drawn, suppressed, opened, strict=True):
+                boxes += _to_boxes(rows.cpu().numpy(), fit, view, image_size)
+        found += drawn
     return found
 
 
@@ -561,9 +565,13 @@ def _suppress(network: DetectionModel, output: Any, min_confidence: float) -> li
     return found
 
 
-def _to_boxes(rows: NDArray[np.float32], fit: _Fit) -> list[DetectedBox]:
+def _to_boxes(
+    rows: NDArray[np.float32], fit: _Fit, view: int, image_size: int
+) -> list[DetectedBox]:
     boxes = []
-    for x1, y1, x2, y2, confidence, class_id in rows.astype(np.float64).tolist():
+    values = rows.astype(np.float64)
+    values[:, :4] = undo_view(values[:, :4], view, (image_size, image_size))
+    for x1, y1, x2, y2, confidence, class_id in values.tolist():
         left, right = ((x - fit.left) / fit.scale for x in (x1, x2))
         top, bottom = ((y - fit.top) / fit.scale for y in (y1, y2))
         xyxy = (max(left, 0), max(top, 0), min(right, fit.width), min(bottom, fit.height))
@@ -574,6 +582,7 @@ def _to_boxes(rows: NDArray[np.float32], fit: _Fit) -> list[DetectedBox]:
                     xyxy=(corners[0], corners[1], corners[2], corners[3]),
                     class_id=int(class_id),
                     confidence=round(confidence, 6),
+                    source=view_source("detector", view),
                 )
             )
     return sorted(boxes, key=lambda box: (-box.confidence, box.xyxy))

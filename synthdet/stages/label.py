@@ -7,8 +7,10 @@ Reads:
 Writes:
     ``5-label/real/``, the real train and val tiles as a YOLO dataset, and ``weights/``, the detector
     trained on them (neither, where the user named weights); ``detections.jsonl``, raw, once, for every
-    usable picture; ``val_detections.jsonl``, the same for the real val tiles; ``labels.jsonl``, what the
-    thresholds make of the boxes of the pictures that the filter kept.
+    usable picture and view; ``val_detections.jsonl``, the same for the real val tiles;
+    ``calibration.json``, the thresholds, the curve they were chosen on and how good accepted boxes are
+    on the val tiles; ``labels.jsonl``, what the thresholds make of the boxes of the pictures that the
+    filter kept.
 
 Resume:
     A training that was interrupted starts again and gives the same weights. Detections are made in
@@ -22,7 +24,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,15 +33,28 @@ import yaml
 
 from synthdet.config import Config
 from synthdet.core.formats.yolo import to_yolo_lines
+from synthdet.core.fusion import NUM_VIEWS, fuse_boxes, split_by_source, view_source
 from synthdet.core.labelling import (
     MIN_CONFIDENCE,
+    AcceptedQuality,
     Calibration,
     LabelRules,
     calibrate_confidence,
     decide_label,
+    drop_twice_drawn,
     map_classes,
+    measure_accepted,
+    size_prior,
 )
-from synthdet.core.records import Decision, Detections, Label, Score, SyntheticImage, Tile
+from synthdet.core.records import (
+    Decision,
+    DetectedBox,
+    Detections,
+    Label,
+    Score,
+    SyntheticImage,
+    Tile,
+)
 from synthdet.errors import SynthdetError
 from synthdet.models.detector import has_weights
 from synthdet.models.protocols import Detector, DetectorTrainer
@@ -52,6 +67,7 @@ from synthdet.workspace import (
     hash_json,
     read_json,
     read_records,
+    write_json,
     write_records,
     write_text,
 )
@@ -111,13 +127,18 @@ def run(
     val = [(tile.tile_id, workspace.root / tile.path) for tile in given.val]
     pictures = [(image.image_id, workspace.root / image.path) for image in given.images]
     val_path, path = folder.path / "val_detections.jsonl", folder.path / "detections.jsonl"
-    val_found = _detect(val_path, val if pictures else [], "prepare", opened, reporter)
-    found = _detect(path, pictures, "generate", opened, reporter)
+    views = config.label.views
+    val_found = _detect(val_path, val if pictures else [], "prepare", opened, reporter, views=views)
+    found = _detect(path, pictures, "generate", opened, reporter, views=views)
 
-    calibration = _calibrate(given, val_found, config, reporter)
-    labels = _decide(given, found, calibration, config)
+    val_boxes = _joined(val_found, views=views)
+    calibration = _calibrate(given, val_boxes, config, reporter)
+    rules = _make_rules(given, calibration, config)
+    accepted = _measure(given, val_boxes, rules)
+    labels = _decide(given, _joined(found, views=views), rules)
+    _write_calibration(folder.path / "calibration.json", calibration, accepted, rules)
     write_records(folder.path / "labels.jsonl", labels)
-    counts = _counts(labels, calibration, config)
+    counts = _counts(labels, calibration, accepted, config)
     folder.close(
         outputs=[folder.path / "detections.jsonl", folder.path / "labels.jsonl"],
         counts=counts,
@@ -157,6 +178,7 @@ def _is_whole(folder: StageFolder, config: Config, given: _Labelled) -> bool:
     found = read_records(folder.path / "detections.jsonl", Detections)
     return (
         (folder.path / "labels.jsonl").exists()
+        and (folder.path / "calibration.json").exists()
         and [one.image_id for one in found] == [image.image_id for image in given.images]
         and (
             not given.images
@@ -253,6 +275,8 @@ def _detect(
     made_by: str,
     opened: Callable[[], tuple[Detector, dict[int, int]]],
     reporter: Reporter,
+    *,
+    views: bool,
 ) -> dict[str, Detections]:
     """Raw boxes of all pictures by id; what stands in the file already is not made again."""
     ids = [image_id for image_id, _file in pictures]
@@ -273,7 +297,8 @@ def _detect(
                 if not file.exists():
                     raise _missing(file, made_by)
             detector, to_run = opened()
-            boxes = detector.detect([file for _id, file in batch], min_confidence=MIN_CONFIDENCE)
+            files = [file for _id, file in batch]
+            boxes = detector.detect(files, min_confidence=MIN_CONFIDENCE, views=views)
             made = [
                 Detections(
                     image_id=image_id,
@@ -301,18 +326,35 @@ def _missing(path: Path, stage: str) -> SynthdetError:
 # --- decisions ---------------------------------------------------------------------------------
 
 
+def _joined(found: Mapping[str, Detections], *, views: bool) -> dict[str, tuple[DetectedBox, ...]]:
+    """The boxes to decide on by picture: those of the eight views, joined."""
+    if not views:
+        return {image_id: one.boxes for image_id, one in found.items()}
+    sources = [view_source("detector", view) for view in range(NUM_VIEWS)]
+    return {
+        image_id: drop_twice_drawn(fuse_boxes(split_by_source(one.boxes, sources)))
+        for image_id, one in found.items()
+    }
+
+
 def _calibrate(
-    given: _Labelled, found: Mapping[str, Detections], config: Config, reporter: Reporter
+    given: _Labelled,
+    found: Mapping[str, Sequence[DetectedBox]],
+    config: Config,
+    reporter: Reporter,
 ) -> Calibration:
     chosen = config.label.confidence
     tiles = [tile for tile in given.val if tile.tile_id in found]
     calibration = calibrate_confidence(
         [tile.boxes for tile in tiles],
-        [found[tile.tile_id].boxes for tile in tiles],
+        [found[tile.tile_id] for tile in tiles],
         num_classes=len(given.class_names),
         given=None if chosen == "calibrated" else chosen,
+        accept_precision=config.label.accept_precision,
     )
-    if given.images and chosen == "calibrated" and calibration.f1 is None:
+    if not given.images or chosen != "calibrated":
+        return calibration
+    if calibration.f1 is None:
         why = (
             f"the detector finds none of the {calibration.num_boxes} animals in the real val tiles"
             if calibration.num_boxes
@@ -322,21 +364,52 @@ def _calibrate(
             "label",
             f"{why}: the confidence cannot be calibrated, {calibration.confidence} is used",
         )
+    elif not calibration.reached:
+        reporter.note(
+            "label",
+            f"no confidence has a precision of {config.label.accept_precision:.2f} on the real val tiles "
+            f"(label.accept_precision): {calibration.accept_precision:.2f} at best, from "
+            f"{calibration.accept_confidence:.2f} on, so look through the labels",
+        )
     return calibration
 
 
-def _decide(
-    given: _Labelled, found: Mapping[str, Detections], calibration: Calibration, config: Config
-) -> list[Label]:
-    rules = LabelRules(
-        confidence=calibration.confidence,
+def _make_rules(given: _Labelled, calibration: Calibration, config: Config) -> LabelRules:
+    real = [box for tile in given.tiles if tile.split == "train" for box in tile.boxes]
+    return LabelRules(
+        confidence=calibration.accept_confidence,
         review_confidence=config.label.review_confidence,
         negatives=config.label.negatives,
+        agreement=config.label.agreement,
+        sizes=size_prior(real) if config.label.sizes else None,
     )
+
+
+def _measure(
+    given: _Labelled, found: Mapping[str, Sequence[DetectedBox]], rules: LabelRules
+) -> AcceptedQuality:
+    """How good the accepted boxes of the real val tiles are, whose truth is known."""
+    tiles = [tile for tile in given.val if tile.tile_id in found]
+    labels = [
+        decide_label(
+            tile.tile_id,
+            found[tile.tile_id],
+            size_wh=(tile.width, tile.height),
+            asked_for=None,  # nobody asked for real animals
+            rules=rules,
+        )
+        for tile in tiles
+    ]
+    return measure_accepted([tile.boxes for tile in tiles], labels)
+
+
+def _decide(
+    given: _Labelled, found: Mapping[str, Sequence[DetectedBox]], rules: LabelRules
+) -> list[Label]:
     return [
         decide_label(
             image.image_id,
-            found[image.image_id].boxes,
+            found[image.image_id],
             size_wh=(image.width, image.height),
             asked_for=image.asked_for,
             rules=rules,
@@ -346,7 +419,26 @@ def _decide(
     ]
 
 
-def _counts(labels: Sequence[Label], calibration: Calibration, config: Config) -> dict[str, Any]:
+def _write_calibration(
+    path: Path, calibration: Calibration, accepted: AcceptedQuality, rules: LabelRules
+) -> None:
+    fields = asdict(calibration)
+    curve = [
+        [round(value, 6) for value in (one.confidence, one.precision, one.recall, one.f1)]
+        for one in calibration.curve
+    ]
+    fields |= {
+        "accepted": asdict(accepted),
+        "sizes": None if rules.sizes is None else asdict(rules.sizes),
+        "curve_columns": ["confidence", "precision", "recall", "f1"],
+        "curve": curve,
+    }
+    write_json(path, fields)
+
+
+def _counts(
+    labels: Sequence[Label], calibration: Calibration, accepted: AcceptedQuality, config: Config
+) -> dict[str, Any]:
     statuses = Counter(label.status for label in labels)
     reasons = Counter(label.reason for label in labels if label.reason is not None)
     return {
@@ -357,9 +449,13 @@ def _counts(labels: Sequence[Label], calibration: Calibration, config: Config) -
         "reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
         "confidence": calibration.confidence,
         "confidence_from": "calibrated" if config.label.confidence == "calibrated" else "given",
+        "accept_confidence": calibration.accept_confidence,
         "f1": calibration.f1,
         "precision": calibration.precision,
         "recall": calibration.recall,
+        "accepted_precision": accepted.precision,
+        "accepted_recall": accepted.recall,
+        "accepted_iou": accepted.mean_iou,
         "val_tiles": calibration.num_pictures,
         "val_boxes": calibration.num_boxes,
     }
@@ -375,4 +471,10 @@ def _closing_line(counts: Mapping[str, Any]) -> str:
     if counts["f1"] is None:
         return f"{line}  ({threshold}, {'given' if counts['confidence_from'] == 'given' else 'not calibrated'})"
     best = "best F1" if counts["confidence_from"] == "calibrated" else "given, F1"
-    return f"{line}  ({threshold}, {best} {counts['f1']:.2f} {tiles})"
+    told = f"{threshold}, {best} {counts['f1']:.2f} {tiles}"
+    if counts["accepted_precision"] is not None and counts["accepted_iou"] is not None:
+        told += (
+            f"; boxes accepted there: precision {counts['accepted_precision']:.2f}, "
+            f"recall {counts['accepted_recall']:.2f}, mean IoU {counts['accepted_iou']:.2f}"
+        )
+    return f"{line}  ({told})"

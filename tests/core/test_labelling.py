@@ -8,11 +8,14 @@ from synthdet.core import labelling
 from synthdet.core.labelling import (
     FALLBACK_CONFIDENCE,
     LabelRules,
+    SizePrior,
     calibrate_confidence,
     decide_label,
     map_classes,
+    measure_accepted,
+    size_prior,
 )
-from synthdet.core.records import Box, DetectedBox
+from synthdet.core.records import XYXY, Box, DetectedBox, Label
 from synthdet.errors import SynthdetError
 
 RULES = LabelRules(confidence=0.5, review_confidence=0.1, negatives=True)
@@ -74,6 +77,97 @@ def test_one_animal_drawn_twice_is_one() -> None:
     assert label(whale, (5, 5, 60, 40, 0.3)) == "accept"  # with its wake
     assert label(whale, (38, 10, 70, 30, 0.3)) == "review"  # a second whale that touches it?
     assert label(whale, (12, 12, 24, 28, 0.8), asked_for=(0, 0)) == "accept"  # a calf above her
+
+
+STRICT = LabelRules(
+    confidence=0.5, review_confidence=0.1, negatives=True, agreement=0.6, sizes=SizePrior(8, 20, 40)
+)
+
+
+def sure(xyxy: XYXY, confidence: float = 0.9, agreement: float | None = 0.9) -> DetectedBox:
+    return DetectedBox(xyxy=xyxy, class_id=0, confidence=confidence, agreement=agreement)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "reason"),
+    [
+        ([sure((10, 10, 30, 20))], None),
+        ([sure((10, 10, 30, 20), agreement=0.5)], "the views disagree about a box"),
+        ([sure((10, 10, 30, 20), agreement=None)], None),  # one look: nobody to disagree
+        ([sure((10, 10, 52, 20))], "a box larger than real animals"),
+        ([sure((10, 10, 16, 17))], "a box smaller than real animals"),
+        ([sure((0, 10, 12, 20))], None),  # cut, but most of an animal
+        ([sure((87.5, 10, 95.5, 18))], "a fragment at the border"),
+        ([sure((10, 55, 18, 63))], "a fragment at the border"),
+    ],
+)
+def test_doubts_about_a_confident_box(boxes: list[DetectedBox], reason: str | None) -> None:
+    label = decide_label("syn-1", boxes, size_wh=(96, 64), asked_for=(0,), rules=STRICT)
+    assert (label.status, label.reason) == ("review" if reason else "accept", reason)
+    assert label.boxes == tuple(boxes)
+
+
+def test_a_box_around_a_herd() -> None:
+    herd, left, right = (5, 5, 45, 30), (6, 6, 22, 28), (26, 6, 44, 28)
+
+    def judged(*boxes: DetectedBox) -> str | None:
+        return decide_label("syn-1", boxes, size_wh=(96, 64), asked_for=None, rules=RULES).reason
+
+    several = "one box around several animals"
+    assert judged(sure(herd), sure(left), sure(right)) == several
+    assert judged(sure(herd), sure(left, 0.48), sure(right, 0.46)) == several
+    assert judged(sure(herd), sure(left, 0.2), sure(right, 0.2)) is None  # her head and her fluke
+    assert judged(sure(herd), sure(left)) is None  # a calf beside its mother, in her box
+    assert judged(sure(left), sure(right)) is None
+
+
+def test_the_precision_to_accept_unseen_by_hand() -> None:
+    """Right at 0.9, 0.8, 0.6, 0.5, 0.4; wrong at 0.7 and 0.3: precision 1, 1, 2/3, 3/4, 4/5, 5/6, 5/7."""
+    confidences = {0.9: True, 0.8: True, 0.7: False, 0.6: True, 0.5: True, 0.4: True, 0.3: False}
+    lefts = {confidence: 20.0 * n for n, confidence in enumerate(confidences)}
+    found = [[drawn(confidence, lefts[confidence]) for confidence in confidences]]
+    truths = [
+        [Box(xyxy=drawn(0.5, lefts[c]).xyxy, class_id=0) for c in confidences if confidences[c]]
+    ]
+
+    def accept(wanted: float) -> tuple[float, bool]:
+        calibration = calibrate_confidence(truths, found, num_classes=1, accept_precision=wanted)
+        assert calibration.confidence == 0.4
+        return calibration.accept_confidence, calibration.reached
+
+    assert accept(0.0) == accept(0.83) == (0.4, True)  # not below the best F1
+    assert accept(0.9) == (0.8, True)  # the lower of the two that will do
+    truths[0].pop(0)
+    calibration = calibrate_confidence(truths, found, num_classes=1, accept_precision=0.99)
+    # Now the most confident box is wrong, and 4 of 6 is as good as it gets.
+    assert (calibration.accept_confidence, calibration.reached) == (0.4, False)
+    assert calibration.accept_precision == pytest.approx(4 / 6)
+    assert [point.precision for point in calibration.curve][:3] == [0, 0.5, pytest.approx(1 / 3)]
+    given = calibrate_confidence(truths, found, num_classes=1, given=0.3, accept_precision=0.99)
+    assert (given.accept_confidence, given.reached) == (0.3, True)
+
+
+def test_the_quality_of_accepted_boxes_by_hand() -> None:
+    true = [[Box(xyxy=(0, 0, 10, 6), class_id=0)], [Box(xyxy=(0, 0, 10, 6), class_id=0)], []]
+    half = DetectedBox(xyxy=(0, 0, 10, 3), class_id=0, confidence=0.9)
+    labels = [
+        Label(image_id="0", status="accept", boxes=(half, drawn(0.9, 30), drawn(0.8, 1))),
+        Label(image_id="1", status="review", boxes=(drawn(0.9),)),
+        Label(image_id="2", status="review", boxes=()),
+    ]
+    quality = measure_accepted(true, labels)
+    assert (quality.precision, quality.recall) == (pytest.approx(1 / 3), 0.5)
+    assert (quality.mean_iou, quality.num_boxes, quality.num_review) == (0.5, 3, 2)
+    nothing = measure_accepted([[]], [Label(image_id="0", status="negative", boxes=())])
+    assert (nothing.precision, nothing.recall, nothing.mean_iou) == (None, None, None)
+    wrong_kind = Label(image_id="0", status="accept", boxes=(drawn(0.9, class_id=1),))
+    assert measure_accepted(true[:1], [wrong_kind]).precision == 0
+
+
+def test_few_real_boxes_say_nothing_of_sizes() -> None:
+    boxes = [Box(xyxy=(0, 0, 10, 6), class_id=0)] * 19
+    assert size_prior(boxes) is None
+    assert size_prior([*boxes, *boxes]) == SizePrior(10, 10, 10)
 
 
 def test_boxes_of_each_status() -> None:

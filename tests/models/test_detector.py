@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from synthdet.core.comparison import average_precision, match_detections
+from synthdet.core.fusion import NUM_VIEWS, split_by_source, turn_picture, undo_view, view_source
 from synthdet.core.records import Box
 from synthdet.errors import SynthdetError
 from synthdet.models.detector import (
@@ -218,6 +219,28 @@ def test_boxes_are_in_pixels_of_the_file(
     )
     # The first detector is asked again after another one used the same child.
     assert detector.detect(paths, min_confidence=1e-6)[0] == found_wide
+
+
+def test_views_are_those_of_the_turned_file(
+    process: DetectorProcess, weights: Path, tmp_path: Path
+) -> None:
+    """Each view's boxes, turned back, are those drawn in a file turned by hand."""
+    draw(tmp_path / "wide.png", 1)
+    wide = cv2.imread(str(tmp_path / "wide.png"))
+    detector = opened(process, weights)
+    (found,) = detector.detect([tmp_path / "wide.png"], min_confidence=1e-6, views=True)
+    (plain,) = detector.detect([tmp_path / "wide.png"], min_confidence=1e-6)
+    by_view = split_by_source(found, [view_source("detector", view) for view in range(NUM_VIEWS)])
+    assert tuple(by_view[0]) == plain
+    assert sum(map(len, by_view)) == len(found)
+    for view in (1, 3, 6):
+        path = tmp_path / f"turned-{view}.png"
+        cv2.imwrite(str(path), np.ascontiguousarray(turn_picture(wide, view)))
+        (turned,) = detector.detect([path], min_confidence=1e-6)
+        back = undo_view(np.array([box.xyxy for box in turned]), view, (64, 48))
+        np.testing.assert_allclose(
+            sorted(back.tolist()), sorted(box.xyxy for box in by_view[view]), atol=0.01
+        )
 
 
 def test_the_embedded_detector_finds_what_it_was_built_for(

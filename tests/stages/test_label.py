@@ -12,7 +12,13 @@ from synthdet.config import Config, set_values
 from synthdet.core.records import Box, Decision, DetectedBox, Detections, Label, Score
 from synthdet.errors import SynthdetError
 from synthdet.stages import label as label_stage
-from synthdet.workspace import Workspace, append_records, read_records, write_records
+from synthdet.workspace import (
+    Workspace,
+    append_records,
+    read_json,
+    read_records,
+    write_records,
+)
 from tests.fakes import FakeDetector, FakeDetectorTrainer, PlannedError
 from tests.handmade import (
     detected,
@@ -123,7 +129,8 @@ def test_whole(prepared: tuple[Workspace, Config, FakeDetector]) -> None:
     assert lock["counts"]["usable"] == 42
     assert lock["counts"]["confidence"] == 0.6
     assert "41 accepted · 4 to review · 1 confirmed background" in said
-    assert "(confidence 0.60, best F1 1.00 on 2 real val tiles)" in said
+    assert "(confidence 0.60, best F1 1.00 on 2 real val tiles; boxes accepted there:" in said
+    assert "precision 1.00, recall 1.00, mean IoU 1.00)" in said
 
 
 def test_the_detector_learns_from_train_and_val_alone(
@@ -206,12 +213,54 @@ def test_thresholds_move_without_a_model(prepared: tuple[Workspace, Config, Fake
     raw = (workspace.stage("label").path / "detections.jsonl").read_bytes()
     said = run(prepared, "label.confidence=0.25", trainer=no_model, detector=no_model)
     assert labels_of(workspace)[f"syn-{UNSURE:06d}"].reason == "asked for one, found two"
-    assert "(confidence 0.25, given, F1 1.00 on 2 real val tiles)" in said
+    assert "(confidence 0.25, given, F1 1.00 on 2 real val tiles" in said
     decide(workspace, dropped=(0, 1, 2))  # and so does the filter's
     run(prepared, trainer=no_model, detector=no_model)
     assert f"syn-{DROPPED:06d}" in labels_of(workspace)
     assert "syn-000000" not in labels_of(workspace)
     assert (workspace.stage("label").path / "detections.jsonl").read_bytes() == raw
+
+
+def test_eight_views_are_kept_raw_and_joined(
+    prepared: tuple[Workspace, Config, FakeDetector],
+) -> None:
+    """A detector that is blind in three of eight views: five eighths of its confidence."""
+    workspace, config, detector = prepared
+    blind = FakeDetector(detector.boxes, blind_views=(0, 3, 6))
+    run((workspace, config, blind))
+    raw = read_records(workspace.stage("label").path / "detections.jsonl", Detections)[0]
+    assert [box.source for box in raw.boxes] == [f"detector:view-{n}" for n in (1, 2, 4, 5, 7)]
+    (box,) = labels_of(workspace)["syn-000000"].boxes
+    assert (box.source, box.confidence) == ("fused", 0.5625)
+    assert box.agreement == 0.625
+    said = run(
+        (workspace, config, blind), "label.agreement=0.7", trainer=no_model, detector=no_model
+    )
+    assert labels_of(workspace)["syn-000000"].reason == "the views disagree about a box"
+    assert "0 accepted" in said
+    seen = len(blind.paths)
+    with pytest.raises(SynthdetError, match=r"label\.views was True"):
+        run(prepared, "label.views=false")
+    run(prepared, "label.views=false", redo=True)
+    assert len(detector.paths) == seen == 2 + 47
+    assert labels_of(workspace)["syn-000000"].boxes[0].source == "detector"
+
+
+def test_the_calibration_is_stored_with_its_curve(
+    prepared: tuple[Workspace, Config, FakeDetector],
+) -> None:
+    """A ghost on val above the real animal: no confidence has the precision asked for."""
+    workspace, config, detector = prepared
+    ghost = DetectedBox(xyxy=(1, 1, 9, 9), class_id=0, confidence=0.8)
+    boxes = dict(detector.boxes) | {"val-001": (ghost,)}
+    said = run((workspace, config, FakeDetector(boxes)))
+    told = read_json(workspace.stage("label").path / "calibration.json")
+    assert told["curve"] == [[0.8, 0.0, 0.0, 0.0], [0.6, 0.5, 1.0, 0.666667]]
+    assert (told["confidence"], told["accept_confidence"]) == (0.6, 0.6)
+    assert (told["accept_precision"], told["reached"]) == (0.5, False)
+    assert told["accepted"]["precision"] == 0.5
+    assert told["sizes"] is None  # seven real boxes say nothing
+    assert "no confidence has a precision of 0.95 on the real val tiles" in said
 
 
 def test_a_changed_setting_is_refused_by_name(
@@ -224,7 +273,9 @@ def test_a_changed_setting_is_refused_by_name(
     assert (prepared[0].root / "5-label.old-1" / "labels.jsonl").exists()
 
 
-@pytest.mark.parametrize("name", ["labels.jsonl", "detections.jsonl", "weights/model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["labels.jsonl", "detections.jsonl", "calibration.json", "weights/model.safetensors"]
+)
 def test_a_lost_file_is_made_again(
     prepared: tuple[Workspace, Config, FakeDetector], name: str
 ) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from synthdet.core.fusion import is_upright
 from synthdet.core.records import (
     XYXY,
     Box,
@@ -196,7 +197,8 @@ def _synthetic_fields(shown: ShownRun, image: SyntheticImage) -> dict[str, Any]:
         reasons.append(label.reason)
     fields["reason"] = next((reason for reason in reasons if reason), None)
     if found is not None:
-        fields["predictions"] = _to_detections(shown, image, found.boxes, "predictions")
+        upright = [box for box in found.boxes if is_upright(box)]
+        fields["predictions"] = _to_detections(shown, image, upright, "predictions")
     return fields
 
 
