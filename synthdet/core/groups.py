@@ -251,6 +251,8 @@ def near_duplicates(
     found: list[NDArray[np.int64]] = []
     for start in range(0, len(seen), chunk):
         own = np.arange(start, min(start + chunk, len(seen)))
+        for bucket in buckets:
+            bucket.fill(hashes[own])
         near = [
             pairs
             for bucket in buckets
@@ -480,13 +482,15 @@ def _look(thumbs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.ui
 
 @dataclass(frozen=True, slots=True)
 class _Buckets:
-    """Photos by one quarter of their hash: ``order[starts[value] : starts[value + 1]]``.
+    """Photos by one quarter of their hash: ``order[starts[value] :][: counts[value]]``.
+
+    They are filled in the order of their positions, so that photos are only held against earlier ones.
 
     Attributes:
         shift: Place of the quarter in the hash, in bits.
         order: Positions, by the value of their quarter.
         starts: ``(65536,)``.
-        counts: Photos in each bucket, ``(65536,)``.
+        counts: Photos filled into each bucket so far, ``(65536,)``.
         masks: What to flip in a quarter to reach every neighbouring bucket.
     """
 
@@ -513,9 +517,13 @@ class _Buckets:
             shift,
             np.argsort(values, kind="stable"),
             np.cumsum(counts) - counts,
-            counts,
+            np.zeros_like(counts),
             np.array(bits, dtype=np.int64),
         )
+
+    def fill(self, hashes: NDArray[np.uint64]) -> None:
+        """Let the next photos be found, whose hashes these are."""
+        self.counts[:] += np.bincount(_quarter(hashes, self.shift), minlength=len(self.counts))
 
 
 def _quarter(hashes: NDArray[np.uint64], shift: int) -> NDArray[np.int64]:

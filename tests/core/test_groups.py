@@ -313,10 +313,13 @@ def test_hashes_as_far_as_allowed_are_found_whichever_bits_differ():
         bits = rng.choice(64, groups.HASH_DISTANCE + int(rng.integers(0, 2)), replace=False)
         hashes.append(one ^ np.bitwise_or.reduce(np.uint64(1) << bits.astype(np.uint64)))
     table, own = np.array(hashes), np.arange(301)
+    buckets = [groups._Buckets.of(table, quarter) for quarter in range(4)]
+    for bucket in buckets:
+        bucket.fill(table)
     found = {
         (int(first), int(second))
-        for quarter in range(4)
-        for pairs in groups._near(groups._Buckets.of(table, quarter), table, table, own, own)
+        for bucket in buckets
+        for pairs in groups._near(bucket, table, table, own, own)
         for first, second in pairs
     }
     distance = np.bitwise_count(table[:, None] ^ table[None, :])
