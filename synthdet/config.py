@@ -143,7 +143,7 @@ class FinetuneConfig(Section):
     snr_gamma: float | None = Field(5.0, gt=0)
     """Min-SNR loss weighting (Hang et al., 2023). null: none."""
     animal_weight: float = Field(0.0, ge=0)
-    """Added weight of the loss inside the animals' boxes. From the air animals are small: without it most of what a LoRA learns is water."""
+    """Added weight of the loss inside the animals' boxes, times the share of the signal in the noise (alpha bar). From the air animals are small: without it most of what a LoRA learns is water."""
     noise_offset: float = Field(0.0, ge=0)
     """Added per-channel noise, for very dark or bright pictures."""
     caption_dropout: float = Field(0.1, ge=0, lt=1)

@@ -103,9 +103,9 @@ class Training:
             )[0]
         square = (predicted.float() - self._send(target)).square().mean(dim=1, keepdim=True)
         if plan.animal_weight:
-            # A weighted mean: a picture without animals counts as much as one with.
-            inside = 1 + plan.animal_weight * material.find_animals(draw)
-            square = square * self._send(inside / inside.mean(dim=(2, 3), keepdim=True))
+            signal = self._noiser.alphas_cumprod[draw.timesteps]
+            inside = weigh_animals(material.find_animals(draw), signal, plan.animal_weight)
+            square = square * self._send(inside)
         loss: Tensor = (square.mean(dim=(1, 2, 3)) * self._send(weights)).mean()
         return loss
 
@@ -190,6 +190,26 @@ def learning_rate_factor(step: int, num_warmup_steps: int, num_steps: int) -> fl
 def signal_to_noise(alphas_cumprod: Tensor) -> Tensor:
     """Signal-to-noise ratio (of variances) at each timestep."""
     return alphas_cumprod / (1 - alphas_cumprod)
+
+
+def weigh_animals(covered: Tensor, signal: Tensor, weight: float) -> Tensor:
+    """Weights of a picture's cells, of mean 1: a picture without animals counts as much as one with.
+
+    Animals count more only as far as the noise lets them be seen. Where nobody can tell where they
+    are, a weight on the places where they were teaches to draw pieces of them everywhere.
+
+    Args:
+        covered: ``(n, 1, height, width)``, share of each cell inside a box, 0..1.
+        signal: ``(n,)``, share of the signal in the noise (alpha bar of the timestep), 0..1.
+        weight: Added to a cell that lies in a box, without noise.
+
+    Examples:
+        >>> cells = torch.tensor([[[[1.0, 0.0]]]])
+        >>> [weigh_animals(cells, torch.tensor([seen]), 2.0).flatten().tolist() for seen in (0, 1)]
+        [[1.0, 1.0], [1.5, 0.5]]
+    """
+    inside = 1 + weight * signal.view(-1, 1, 1, 1) * covered
+    return inside / inside.mean(dim=(2, 3), keepdim=True)
 
 
 def min_snr_weights(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:

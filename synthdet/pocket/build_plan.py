@@ -105,9 +105,9 @@ class UNetPlan:
     """Well-conditioned where nearly all is noise, which is where the sea's colour is decided."""
     caption_dropout: float = 0.1
     snr_gamma: float = 5.0
-    animal_weight: float = 8.0
-    """Added weight of the loss inside boxes: animals are small, and water is easy. With 3 the sea was
-    right after 8,000 steps, and animals were blobs in their colours."""
+    animal_weight: float = 3.0
+    """Added weight of the loss inside boxes, times the share of the signal (as in `finetune`): in full at
+    every timestep it drew pieces of animals all over the sea."""
     timestep_focus: float = 0.8
     """Share of timesteps drawn where shapes are decided (see `build_unet.draw_timesteps`)."""
     crop_fraction: float = 0.85

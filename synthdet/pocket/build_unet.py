@@ -180,10 +180,12 @@ class DenoisingLoss:
         taken = take(self.data.latents[indices], windows, side)
         latents = turn(torch.from_numpy(taken).float(), symmetry)
         mask = torch.from_numpy(take(self.data.masks[indices], windows, side)).float()[:, None]
-        weight = 1 + plan.animal_weight * turn(mask, symmetry)
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = draw_timesteps(count, plan.timestep_focus, generator)
         snr = self.snr[timesteps]
+        # Where noise hides the animals a weight inside their boxes would draw them everywhere.
+        seen = (snr / (snr + 1)).view(-1, 1, 1, 1)
+        weight = 1 + plan.animal_weight * seen * turn(mask, symmetry)
         target, floor = noise, 0.0
         if plan.prediction_type == "v_prediction":
             # The error of v is that of the picture times snr + 1.
@@ -192,8 +194,8 @@ class DenoisingLoss:
             -1, 1, 1, 1
         )
         noisy = self.noiser.add_noise(latents, noise, timesteps).to(self.device)
-        seen = zip(annotations, windows, strict=True)
-        counts = torch.tensor([max(1, min(3, count_in(*one, side))) for one in seen])
+        pairs = zip(annotations, windows, strict=True)
+        counts = torch.tensor([max(1, min(3, count_in(*pair, side))) for pair in pairs])
         states, pooled = self._read(self.data.ids[torch.from_numpy(indices), counts - 1], generator)
         time_ids = self._time_ids(windows, side, symmetry)
         made = self.model.unet(
