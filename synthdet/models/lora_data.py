@@ -82,9 +82,10 @@ class LatentCache:
 
     def read(self, tile: TrainTile, symmetry: int) -> tuple[Tensor, Tensor]:
         """Mean and deviation ``(channels, height, width)`` of the posterior, float32."""
-        with safe_open(self._path(tile), framework="pt") as tensors:
-            mean, deviation = (tensors.get_slice(name)[symmetry] for name in ("mean", "std"))
-        return mean.float(), deviation.float()
+        # As numpy: torch's own slices of a file go through a storage, byte offset by byte offset.
+        with safe_open(self._path(tile), framework="numpy") as arrays:
+            mean, deviation = (arrays.get_slice(name)[symmetry] for name in ("mean", "std"))
+        return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
 
     def _path(self, tile: TrainTile) -> Path:
         return self._folder / f"{tile.sha256}.safetensors"
