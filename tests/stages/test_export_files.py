@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -79,3 +82,47 @@ def test_it_ends_when_its_input_ends() -> None:
     assert process.poll() is None
     process.stdin.close()
     assert process.wait(timeout=20) == 0
+
+
+SLOW_EXPORT = """
+import sys, time
+from pathlib import Path
+from synthdet.stages import export, export_files
+from synthdet.stages.export_write import DatasetWriter
+from synthdet.workspace import Workspace
+from tests.handmade import quiet
+export_files._BATCH = 4
+add = DatasetWriter.add
+def slow_add(self, *arguments):
+    time.sleep(0.03)
+    return add(self, *arguments)
+DatasetWriter.add = slow_add
+workspace = Workspace(Path(sys.argv[1]))
+export.run(workspace, workspace.read_config(), quiet()[0])
+"""
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.25])
+def test_killed_while_two_processes_write(labelled: Run, wait: float) -> None:
+    workspace = labelled[0]
+    run(labelled)
+    whole = file_bytes(workspace.root / "6-export")
+    shutil.rmtree(workspace.root / "6-export")
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_EXPORT, str(workspace.root)],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+    )
+    written = workspace.root / "6-export/.tmp-build/yolo/images/train"
+    while process.poll() is None and not (written.is_dir() and any(written.iterdir())):
+        time.sleep(0.005)
+    time.sleep(wait)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    lock = workspace.stage("export").lock()
+    assert lock is not None
+    assert not lock["finished"]
+    assert not (workspace.root / "6-export/manifest.jsonl").exists()
+    run(labelled)
+    assert file_bytes(workspace.root / "6-export") == whole
