@@ -100,7 +100,7 @@ class PrepareConfig(Section):
     background_fraction: float = Field(0.2, ge=0, lt=1)
     """Share of background tiles (no animal) among all the tiles of a split, where the photos have room."""
     caption: str = "aerial photo of {animals}"
-    """Caption of a tile. `{animals}` is what is in it ("two humpback whales", or `background_caption`); other names are looked up in the photos' metadata.jsonl."""
+    """Caption of a tile whose photo has none of its own (`caption` or `text` in metadata.jsonl, or a text file of its name beside it). `{animals}` is what is in the tile ("two humpback whales", or `background_caption`); other names are looked up in metadata.jsonl."""
     background_caption: str = "open water"
     """What stands for `{animals}` where there is none."""
     seed: int = 0

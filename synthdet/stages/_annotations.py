@@ -96,6 +96,8 @@ def read_annotations(recognised: Recognised, *, unnamed: bool) -> Annotations:
 def read_metadata(recognised: Recognised) -> dict[str, dict[str, Any]]:
     """Fields of each photo from ``metadata.jsonl`` files beside the photos.
 
+    A text file of the photo's name that holds no labels is its ``caption``, where no line gives one.
+
     Returns:
         Path of the photo -> its fields, without ``file_name``.
 
@@ -122,6 +124,11 @@ def read_metadata(recognised: Recognised) -> dict[str, dict[str, Any]]:
                     f"{where}: each line must be a JSON object with a file_name"
                 ) from error
             fields[photo] = entry
+    captions = set(recognised.files) - set(recognised.labels.values())
+    for photo in listing.photos:
+        beside = (listing.root / photo).with_suffix(".txt")
+        if beside in captions and (caption := read_text(beside).strip()):
+            fields.setdefault(photo, {}).setdefault("caption", caption)
     return fields
 
 

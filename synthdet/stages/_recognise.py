@@ -161,6 +161,7 @@ def recognise(
     if not kinds:
         raise SynthdetError(_nothing_found(place, found, format))
     metadata = tuple(photos / path for path in listing.files if is_metadata(path))
+    metadata += tuple(path for path in _texts_beside(listing) if path not in texts.values())
     besides = _say_besides(label_listing, kinds[0])
     if kinds[0] == "yolo":
         names, names_file = _find_names(listing, label_listing)
@@ -365,6 +366,13 @@ def _find_names(photos: Listing, labels: Listing) -> tuple[dict[int, str] | None
 
 
 # --- shared --------------------------------------------------------------------------------------
+
+
+def _texts_beside(listing: Listing) -> list[Path]:
+    """Text files of a photo's name beside it: captions, where they are no labels."""
+    there = set(listing.files)
+    named = (PurePosixPath(photo).with_suffix(".txt").as_posix() for photo in listing.photos)
+    return [listing.root / path for path in named if path in there]
 
 
 def is_metadata(path: str) -> bool:

@@ -142,8 +142,19 @@ def _tile(
         width=settings.resolution,
         height=settings.resolution,
         boxes=boxes,
-        caption=_caption(boxes, class_names, photo.metadata, settings),
+        caption=_own_caption(photo, boxes, settings)
+        or _caption(boxes, class_names, photo.metadata, settings),
     )
+
+
+def _own_caption(photo: Photo, boxes: Sequence[Box], settings: PrepareConfig) -> str:
+    """What the photo's own caption says; empty where there is none, or where it is not about this tile."""
+    if photo.boxes and not boxes:
+        return ""  # open water beside the animals that the caption tells of
+    if "{caption" in settings.caption or "{text" in settings.caption:
+        return ""  # the template takes it in
+    told = (photo.metadata.get(key) for key in ("caption", "text"))
+    return next((" ".join(text.split()) for text in told if isinstance(text, str) and text), "")
 
 
 def _caption(

@@ -867,6 +867,25 @@ def test_captions_from_metadata(tmp_path):
     assert "prepare.caption" in refused(tmp_path / "c", photos, caption="{animals")
 
 
+def test_a_photos_own_caption_is_that_of_its_tiles_with_animals(tmp_path):
+    photos = make_yolo_survey(tmp_path / "photos")
+    pictures = sorted(photos.rglob("*.jpg"))
+    for path in pictures[::2]:
+        path.with_suffix(".txt").write_text("a {whale}\nat dawn")  # no label: those lie in labels/
+    for path in photos.rglob("metadata.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        told = [line | {"text": "a calf"} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in told))
+    workspace, _said = go(tmp_path / "a", photos, background_fraction=0.3)
+    with_animals = {tile.caption for tile in tiles_of(workspace) if tile.boxes}
+    assert with_animals == {"a {whale} at dawn", "a calf"}
+    have_animals = {photo.image_id for photo in photos_of(workspace) if photo.boxes}
+    waters = [t for t in tiles_of(workspace) if not t.boxes and t.image_id in have_animals]
+    assert {tile.caption for tile in waters} <= {"aerial photo of open water"}
+    workspace, _said = go(tmp_path / "b", photos, caption="{animals}: {text}")
+    assert "one humpback whale: a calf" in {tile.caption for tile in tiles_of(workspace)}
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 
