@@ -43,6 +43,10 @@ def check_export(
     for root in (folder, folder / "frames"):
         if (root / "manifest.jsonl").exists():
             _check_dataset(root, class_names, reader)
+    if (folder / "augmented" / "manifest.jsonl").exists():
+        copies, seen = folder / "augmented", _Seen()
+        entries = _entries(copies, "train")
+        _check_pairs(copies / "images", copies / "labels", entries, len(class_names), seen)
 
 
 def _check_dataset(root: Path, class_names: Sequence[str], reader: DatasetReader | None) -> None:
@@ -57,7 +61,8 @@ def _check_dataset(root: Path, class_names: Sequence[str], reader: DatasetReader
                 raise _mismatch(root, f"{name} is in {stems[name]} and {split}")
         number += len(members)
         seen = _Seen()
-        _check_yolo(root / "yolo", split, _entries(root, split), len(class_names), seen)
+        images, labels = root / "yolo" / "images" / split, root / "yolo" / "labels" / split
+        _check_pairs(images, labels, _entries(root, split), len(class_names), seen)
         _check_coco(root / "coco", split, _entries(root, split), class_names, seen)
         if (root / "voc").exists():
             _check_voc(root / "voc", split, _entries(root, split), class_names, seen)
@@ -96,10 +101,10 @@ def _check_names(path: Path, class_names: Sequence[str]) -> None:
             raise _mismatch(path, f"there is no {data[split]}")
 
 
-def _check_yolo(
-    folder: Path, split: Split, entries: Iterable[ManifestEntry], num_classes: int, seen: _Seen
+def _check_pairs(
+    images: Path, labels: Path, entries: Iterable[ManifestEntry], num_classes: int, seen: _Seen
 ) -> None:
-    images, labels = folder / "images" / split, folder / "labels" / split
+    """Pictures with their YOLO labels: all of them, and nothing else."""
     names, stems = [], []
     for entry in entries:
         names.append(_name(entry))

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from synthdet.core.records import Box, ManifestEntry
+from synthdet.errors import SynthdetError
 from synthdet.stages.export_augment import make_augment, plan_copies
+from synthdet.stages.export_check import check_export
 from synthdet.workspace import Workspace, hash_file, read_records
-from tests.handmade import HEIGHT, WIDTH, file_bytes
+from tests.handmade import CLASSES, HEIGHT, WIDTH, file_bytes
 from tests.stages.test_export import Run, labelled, manifest, run, synthetic
 
 __all__ = ["labelled"]
@@ -84,6 +86,18 @@ def test_a_lost_copy_is_made_again(labelled: Run) -> None:
     (workspace.root / "6-export/augmented/manifest.jsonl").unlink()
     run(labelled, ARMS)
     assert file_bytes(workspace.root / "6-export") == whole
+
+
+@pytest.mark.parametrize("what", ["images", "labels"])
+def test_the_check_reads_the_copies(labelled: Run, what: str) -> None:
+    run(labelled, ARMS)
+    folder = labelled[0].root / "6-export"
+    check_export(folder, CLASSES)
+    some = sorted((folder / "augmented" / what).iterdir())
+    with_box = [path for path in some if path.suffix == ".png" or path.read_text()]
+    with_box[0].write_bytes(with_box[-1].read_bytes() + b"\n")
+    with pytest.raises(SynthdetError, match="augmented"):
+        check_export(folder, CLASSES)
 
 
 def test_in_the_train_set_if_asked_for(labelled: Run) -> None:
