@@ -108,9 +108,9 @@ class UNetPlan:
     animal_weight: float = 3.0
     """Added weight of the loss inside boxes, times the share of the signal (as in `finetune`): in full at
     every timestep it drew pieces of animals all over the sea."""
-    timestep_focus: float = 0.8
+    timestep_focus: float = 0.6
     """Share of timesteps drawn where shapes are decided (see `build_unet.draw_timesteps`)."""
-    crop_fraction: float = 0.85
+    crop_fraction: float = 0.5
     """Share of steps on crops around animals (see `build_crops`); a last stretch wants few."""
     crop_sides: tuple[float, ...] = (0.5, 0.5, 0.625, 0.75)
     """Sides of those crops, as shares of a scene's."""

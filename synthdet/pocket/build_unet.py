@@ -123,14 +123,14 @@ def latent_scenes(
 def draw_timesteps(count: int, focus: float, generator: torch.Generator) -> Tensor:
     """Timesteps `(count,)`, one from each of as many equal strata: less noise in the gradient.
 
-    A share of `focus` is logit-normal, mostly 250 to 820, where an animal's place and shape are
+    A share of `focus` is logit-normal, mostly 450 to 800, where an animal's place and shape are
     decided; the others are spread evenly.
     Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis",
     2024, section 3.1; mean and deviation are our own.
     """
     strata = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
     even = strata / count
-    focused = torch.sigmoid(0.2 + 0.8 * torch.special.ndtri(even.double())).float()
+    focused = torch.sigmoid(0.6 + 0.8 * torch.special.ndtri(even.double())).float()
     chosen = torch.rand(count, generator=generator) < focus
     return (torch.where(chosen, focused, even) * 1000).long().clamp(0, 999)
 
