@@ -1,4 +1,4 @@
-"""A second process that makes small files and hard links, while the first one goes on thinking.
+"""Further processes that make small files and hard links, while the first one goes on thinking.
 
 Making three names a picture costs the file system about as long as everything else costs Python, and
 neither needs the other. The process is this module, run by itself: nothing but the standard library is
@@ -28,29 +28,78 @@ _AHEAD: Final = 2
 
 
 class FileMaker:
-    """Makes files in the order asked for, in a process of its own once there are many.
+    """Makes files and links, each kind in a process of its own once there are many.
+
+    The two kinds share no folder, in which they would have to wait for each other, and no order: what
+    is linked to has to be there already.
 
     Raises:
         OSError: One of the files so far could not be made; with its path.
     """
 
     def __init__(self) -> None:
+        self._contents, self._links = _Lane(), _Lane()
+
+    def write(self, path: str, content: bytes) -> None:
+        """Make a new file."""
+        self._contents.add((path, content))
+
+    def link(self, source: str, path: str) -> None:
+        """Give a file of ours, which is there, another name; where that is not possible, copy it."""
+        self._links.add((path, source))
+
+    def flush(self) -> None:
+        """Come back when every file is made."""
+        self._contents.flush()
+        self._links.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self._contents.end()
+            self._links.end()
+
+
+class _Lane:
+    """Jobs of one kind, in order, and the process that does them."""
+
+    def __init__(self) -> None:
         self._jobs: list[Job] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._on_the_way = 0
 
-    def write(self, path: str, content: bytes) -> None:
-        """Make a new file."""
-        self._add((path, content))
-
-    def link(self, source: str, path: str) -> None:
-        """Give a file of ours another name; where that is not possible, copy it."""
-        self._add((path, source))
-
-    def _add(self, job: Job) -> None:
+    def add(self, job: Job) -> None:
         self._jobs.append(job)
         if len(self._jobs) == _BATCH:
             self._send()
+
+    def flush(self) -> None:
+        if self._process is None:
+            jobs, self._jobs = self._jobs, []
+            for job in jobs:
+                _make(job)
+            return
+        if self._jobs:
+            self._send()
+        while self._on_the_way:
+            self._wait()
+
+    def end(self) -> None:
+        """End the process; after a flush it has nothing left to do."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
 
     def _send(self) -> None:
         if self._process is None:
@@ -82,36 +131,6 @@ class FileMaker:
         number, _space, path = answer.decode().rstrip("\n").partition(" ")
         if number:
             raise OSError(int(number), os.strerror(int(number)), path)
-
-    def flush(self) -> None:
-        """Come back when every file is made."""
-        if self._process is None:
-            jobs, self._jobs = self._jobs, []
-            for job in jobs:
-                _make(job)
-            return
-        if self._jobs:
-            self._send()
-        while self._on_the_way:
-            self._wait()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        try:
-            if kind is None:
-                self.flush()
-        finally:
-            if self._process is not None:
-                if kind is not None:
-                    self._process.kill()
-                self._process.communicate()
 
 
 def _make(job: Job) -> None:

@@ -69,19 +69,20 @@ class DatasetWriter:
         voc: bool = False,
         keep_metadata: bool = False,
     ) -> None:
-        self._build = build
+        self._build = str(build)
         self._files = files
-        self._root = build / inside
+        self._folder = build / inside
+        self._root = str(self._folder)
         self._class_names = tuple(class_names)
         self._keep_metadata = keep_metadata
         self._written: dict[tuple[str, bool], _Written] = {}
         folders = [f"{kind}/{split}" for kind in ("yolo/images", "yolo/labels", "coco/images") for split in SPLITS]  # fmt: skip
         folders += ["coco/annotations", *(["voc/Annotations", "voc/JPEGImages"] if voc else [])]
         for folder in folders:
-            (self._root / folder).mkdir(parents=True, exist_ok=True)
+            (self._folder / folder).mkdir(parents=True, exist_ok=True)
         self._coco = {split: _CocoFile(self._class_names) for split in SPLITS}
         self._voc: dict[Split, list[str]] | None = {split: [] for split in SPLITS} if voc else None
-        self._manifest: IO[str] = (self._root / "manifest.jsonl").open("w", encoding="utf-8")
+        self._manifest: IO[str] = (self._folder / "manifest.jsonl").open("w", encoding="utf-8")
 
     def add(self, entry: ManifestEntry, source: Path | str) -> ManifestEntry:
         """Copy a picture in and write its labels.
@@ -99,11 +100,11 @@ class DatasetWriter:
         """
         target = self._at(entry.yolo_path)
         try:
-            sha256 = self._copy(entry, source, target)
+            written = self._copy(entry, source, target)
         except OSError as error:
             raise _cannot_write(target, error) from error
-        entry = _with_hash(entry, sha256)
-        self.add_made(entry)
+        entry = _with_hash(entry, written.sha256)
+        self._add(entry, written.path)
         return entry
 
     def add_bytes(self, entry: ManifestEntry, content: bytes) -> ManifestEntry:
@@ -119,8 +120,11 @@ class DatasetWriter:
 
     def add_made(self, entry: ManifestEntry) -> None:
         """Write the labels of a picture that is in its place in the build already."""
+        self._add(entry, self._at(entry.yolo_path))
+
+    def _add(self, entry: ManifestEntry, picture: str) -> None:
+        """Write all but the picture, which stands at ``picture`` in this very moment."""
         split, name = entry.split, entry.yolo_path.rpartition("/")[2]
-        picture = self._at(entry.yolo_path)
         try:
             label = f"{self._root}/yolo/labels/{split}/{entry.image_id}.txt"
             lines = to_yolo_lines(entry.boxes, entry.width, entry.height)
@@ -143,16 +147,16 @@ class DatasetWriter:
             data: dict[str, Any] = {split: f"images/{split}" for split in SPLITS}
             data |= {"nc": len(self._class_names), "names": dict(enumerate(self._class_names))}
             text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-            (self._root / "yolo" / "data.yaml").write_text(text, encoding="utf-8")
+            (self._folder / "yolo" / "data.yaml").write_text(text, encoding="utf-8")
             for split, coco in self._coco.items():
-                coco.write(self._root / f"coco/annotations/instances_{split}.json", split)
+                coco.write(self._folder / f"coco/annotations/instances_{split}.json", split)
             if self._voc is not None:
-                lists = self._root / "voc" / "ImageSets" / "Main"
+                lists = self._folder / "voc" / "ImageSets" / "Main"
                 lists.mkdir(parents=True)
                 for split, names in self._voc.items():
                     (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
         except OSError as error:
-            raise _cannot_write(self._root / "manifest.jsonl", error) from error
+            raise _cannot_write(self._folder / "manifest.jsonl", error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -167,14 +171,14 @@ class DatasetWriter:
         """Where a path of a record lies while the export is being built."""
         return f"{self._build}/{path.removeprefix('6-export/')}"
 
-    def _copy(self, entry: ManifestEntry, source: Path | str, target: str) -> str:
-        """Write the picture; returns its hash. The same content a second time is a link to the first."""
+    def _copy(self, entry: ManifestEntry, source: Path | str, target: str) -> _Written:
+        """Write the picture; the same content a second time is a link to the first."""
         is_drawn = entry.source == "synthetic"
         before = self._written.get((entry.sha256, is_drawn))
         if before is not None and before.uses < _MOST_USES:
             before.uses += 1
             self._files.link(before.path, target)
-            return before.sha256
+            return before
         try:
             content = Path(source).read_bytes()
         except OSError as error:
@@ -188,8 +192,8 @@ class DatasetWriter:
         with open(target, "xb") as handle:  # noqa: PTH123 - a string, thousands of times
             handle.write(made)
         sha256 = entry.sha256 if made is content else hashlib.sha256(made).hexdigest()
-        self._written[entry.sha256, is_drawn] = _Written(target, sha256)
-        return sha256
+        written = self._written[entry.sha256, is_drawn] = _Written(target, sha256)
+        return written
 
     def _finish(self, content: bytes, source: Path | str, is_drawn: bool) -> bytes:
         made = content

@@ -23,10 +23,11 @@ __all__ = ["labelled"]
 
 
 def make(folder: Path, number: int) -> None:
+    (folder / "here").write_text("already")
     with FileMaker() as files:
         for index in range(number):
             files.write(f"{folder}/{index}.txt", f"{index}\n".encode())
-            files.link(f"{folder}/{index}.txt", f"{folder}/{index}.link")
+            files.link(f"{folder}/here", f"{folder}/{index}.link")
 
 
 def test_one_process_or_two_make_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,9 +38,9 @@ def test_one_process_or_two_make_the_same(tmp_path: Path, monkeypatch: pytest.Mo
         folder.mkdir()
         make(folder, 50)
         found.append(file_bytes(folder))
-        assert (folder / "9.txt").samefile(folder / "9.link")
+        assert (folder / "here").samefile(folder / "9.link")
     assert found[0] == found[1]
-    assert len(found[0]) == 100
+    assert len(found[0]) == 101
 
 
 @pytest.mark.parametrize("batch", [1_000, 3])
@@ -103,7 +104,7 @@ export.run(workspace, workspace.read_config(), quiet()[0])
 
 
 @pytest.mark.parametrize("wait", [0.0, 0.25])
-def test_killed_while_two_processes_write(labelled: Run, wait: float) -> None:
+def test_killed_while_several_processes_write(labelled: Run, wait: float) -> None:
     workspace = labelled[0]
     run(labelled)
     whole = file_bytes(workspace.root / "6-export")
