@@ -115,7 +115,7 @@ class UNetPlan:
     crop_sides: tuple[float, ...] = (0.5, 0.5, 0.625, 0.75)
     """Sides of those crops, as shares of a scene's."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(30_000, 16, 8e-4, warmup=300, decay_fraction=0.2)
+        default_factory=lambda: Schedule(20_000, 16, 8e-4, warmup=300, decay_fraction=0.3)
     )
 
 
