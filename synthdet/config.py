@@ -214,6 +214,18 @@ class FilterConfig(Section):
     """With `threshold: calibrated`: the percentile of real similarities, so the share of real photos that would be lost."""
     copy_threshold: Calibrated | float = _decision("calibrated")
     """Similarity to the nearest real tile above which a picture counts as a copy of it. `calibrated`: closer than real tiles of different groups ever are to each other."""
+    duplicate_threshold: Calibrated | float | None = _decision("calibrated")
+    """Similarity above which two synthetic pictures are near-duplicates: the one nearer to the centroid stays. `calibrated`: as alike as two tiles of one real photo are, and closer than real tiles of different groups ever are. null: all stay."""
+    background_check: bool = _decision(True)
+    """Drop a picture that was asked for an animal and is nearer to the real background tiles than real tiles with an animal are (all but `percentile` of them). Only where CLIP tells the two kinds apart."""
+    per_class: bool = _decision(False)
+    """A centroid for each class, and a picture is held against those of the classes it was asked for. false: one of all."""
+    clusters: int = _decision(1, ge=1)
+    """Centroids a class (k-means), where its animals come in looks that have no middle; a picture counts for the nearest."""
+    negatives: Path | None = _decision(None)
+    """Folder of pictures that must not pass (empty sea, other animals): the share that would is printed, and lowers the separation that is told. They move no threshold."""
+    workers: int = _runtime(0, ge=0)
+    """Threads that decode pictures (decoders let go of the interpreter's lock). 0: one a core."""
     batch_size: int = _runtime(32, ge=1)
     """Pictures a forward pass."""
     device: Literal["auto", "cpu", "cuda"] = _runtime("auto")

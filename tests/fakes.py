@@ -28,27 +28,29 @@ class FakeEmbedder:
 
     Attributes:
         fail_at: Raise at this call, counted from 1 (0: never).
+        error: What to raise. One that is no `Exception` is what ends a program.
         calls: Batches embedded so far.
         sizes: Number of pictures of each batch.
     """
 
     fail_at: int = 0
+    error: type[BaseException] = PlannedError
     calls: int = 0
     sizes: list[int] = field(default_factory=list)
+    smallest_side: int = 3
 
-    def embed(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
+    def shrink(self, picture: Picture) -> Picture:
+        rows = np.array_split(picture.astype(np.float64), 3, axis=0)
+        cells = [cell for row in rows for cell in np.array_split(row, 3, axis=1)]
+        return np.array([256 * cell.mean(axis=(0, 1)) for cell in cells]).astype(np.uint16)  # type: ignore[return-value]
+
+    def embed_shrunk(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
         self.calls += 1
         if self.calls == self.fail_at:
-            raise PlannedError(f"call {self.calls}")
+            raise self.error(f"call {self.calls}")
         self.sizes.append(len(pictures))
-        return np.stack([_colours(picture) for picture in pictures]).astype(np.float32)
-
-
-def _colours(picture: Picture) -> NDArray[np.float64]:
-    rows = np.array_split(picture.astype(np.float64), 3, axis=0)
-    cells = [cell for row in rows for cell in np.array_split(row, 3, axis=1)]
-    features = np.concatenate([cell.mean(axis=(0, 1)) for cell in cells]) / 255 - 0.4
-    return features / np.linalg.norm(features)
+        features = np.stack(pictures).reshape(len(pictures), -1) / (256 * 255) - 0.4
+        return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
 
 
 @dataclass
@@ -104,12 +106,14 @@ class FakeLoraTrainer:
         steps: Steps it says it made.
         calls: Trainings so far.
         tiles: What the last training was given.
+        val_tiles: What it was given to measure on.
     """
 
     fail_at: int = 0
     steps: int = 3
     calls: int = 0
     tiles: tuple[TrainTile, ...] = ()
+    val_tiles: tuple[TrainTile, ...] = ()
 
     def train(
         self,
@@ -117,9 +121,11 @@ class FakeLoraTrainer:
         folder: Path,
         *,
         on_step: Callable[[int, dict[str, Any]], None],
+        val_tiles: Sequence[TrainTile] = (),
     ) -> None:
         self.calls += 1
         self.tiles = tuple(tiles)
+        self.val_tiles = tuple(val_tiles)
         on_step(1, {"loss": 1.0, "lr": 1e-4})
         if self.calls == self.fail_at:
             raise PlannedError(f"call {self.calls}")

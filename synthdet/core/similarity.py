@@ -11,8 +11,8 @@ comes to the same decisions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -26,9 +26,12 @@ Similarities = NDArray[np.float64]
 
 BLANK = "blank"
 UNREADABLE = "unreadable"
-FAULTS = (BLANK, UNREADABLE)
+FAILED = "the model failed on it"
+FAULTS = (BLANK, UNREADABLE, FAILED)
 FAR = "far from real"
 COPY = "copy of a real photo"
+EMPTY = "looks like background"
+TWIN = "near-duplicate"
 
 MIN_GROUPS = 3
 """Groups (or tiles) from which leaving one out says something."""
@@ -37,7 +40,10 @@ MIN_BACKGROUNDS = 5
 NO_LIMIT = -1.0
 """The lowest cosine: the threshold of a picture that is not judged."""
 _BLANK_DEVIATION = 1.0
+_BLANK_SAMPLE = 256
 _POOR_SEPARATION = 0.7
+_CLEAR_SEPARATION = 0.9
+_MAX_ROUNDS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +54,39 @@ class RealTiles:
         tile_ids: ``n`` ids.
         groups: The group of each tile.
         embeddings: ``(n, dimensions)``, rows of length 1.
+        photos: The photo each tile was cut from; empty where nobody asks.
+        class_ids: The classes of the animals in each tile; empty where nobody asks.
     """
 
     tile_ids: tuple[str, ...]
     groups: tuple[str, ...]
     embeddings: Embeddings
+    photos: tuple[str, ...] = ()
+    class_ids: tuple[tuple[int, ...], ...] = ()
+
+    def take(self, members: NDArray[np.bool_]) -> RealTiles:
+        """The tiles that are members."""
+        chosen = np.flatnonzero(members).tolist()
+        return RealTiles(
+            tuple(self.tile_ids[index] for index in chosen),
+            tuple(self.groups[index] for index in chosen),
+            self.embeddings[members],
+            tuple(self.photos[index] for index in chosen) if self.photos else (),
+            tuple(self.class_ids[index] for index in chosen) if self.class_ids else (),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Centroids:
+    """What a picture is held against: the nearest of these that is of a class it was asked for.
+
+    Attributes:
+        vectors: ``(k, dimensions)``, rows of length 1.
+        class_ids: The class of each; None: any.
+    """
+
+    vectors: Embeddings
+    class_ids: tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +98,14 @@ class EmbeddedPicture:
         embedding: ``(dimensions,)``, of length 1; None with a fault.
         fault: One of `FAULTS`.
         is_background: It was asked to be without an animal.
+        asked_for: Class ids it was asked to show; None: nobody knows.
     """
 
     image_id: str
     embedding: Embeddings | None
     fault: str | None
     is_background: bool
+    asked_for: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +123,8 @@ class Limits:
     animals: float
     backgrounds: float | None
     copy: float | None
+    empty: float | None = None
+    twin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +138,8 @@ class Calibration:
         real_lost: Share of the left-out real tiles below the threshold.
         negatives_passing: Share of the negatives not below it.
         separation: Chance that a left-out real tile is more similar than a negative (ROC AUC).
+        named: Similarity of the negatives that the user named.
+        named_passing: Share of those not below the threshold.
         notes: What a person should know about the limits, a sentence each.
     """
 
@@ -110,6 +150,8 @@ class Calibration:
     negatives_passing: float | None
     separation: float | None
     notes: tuple[str, ...]
+    named: Similarities = field(default_factory=lambda: np.empty(0))
+    named_passing: float | None = None
 
 
 def find_fault(picture: NDArray[np.uint8]) -> str | None:
@@ -128,8 +170,15 @@ def find_fault(picture: NDArray[np.uint8]) -> str | None:
     """
     if picture.size == 0:
         return BLANK
-    deviation = picture.reshape(-1, picture.shape[-1]).std(axis=0)
-    return BLANK if float(deviation.max()) < _BLANK_DEVIATION else None
+    steps = [max(1, side // _BLANK_SAMPLE) for side in picture.shape[:2]]
+    sample = picture[:: steps[0], :: steps[1]]
+    if steps != [1, 1] and _deviation(sample) > 2 * _BLANK_DEVIATION:
+        return None  # a large picture need not be read whole to see that it is not flat
+    return BLANK if _deviation(picture) < _BLANK_DEVIATION else None
+
+
+def _deviation(picture: NDArray[np.uint8]) -> float:
+    return float(picture.reshape(-1, picture.shape[-1]).std(axis=0).max())
 
 
 def make_centroid(embeddings: Embeddings) -> Embeddings:
@@ -150,13 +199,90 @@ def make_centroid(embeddings: Embeddings) -> Embeddings:
     return np.asarray(mean / length, dtype=np.float32)
 
 
+def make_centroids(tiles: RealTiles, *, per_class: bool = False, clusters: int = 1) -> Centroids:
+    """One centroid of all tiles, or one a class, or several of either.
+
+    Args:
+        tiles: At least one.
+        per_class: A class of its own has centroids of its own. A tile with several counts for each.
+        clusters: At most so many a class, by spherical k-means.
+
+    Examples:
+        >>> tiles = RealTiles(("a", "b"), ("x", "x"), np.eye(2, dtype=np.float32), class_ids=((0,), (1,)))
+        >>> make_centroids(tiles, per_class=True).class_ids
+        (0, 1)
+    """
+    kinds: list[tuple[int | None, Embeddings]] = [(None, tiles.embeddings)]
+    if per_class:
+        present = sorted({class_id for some in tiles.class_ids for class_id in some})
+        kinds = [
+            (class_id, tiles.embeddings[[class_id in some for some in tiles.class_ids]])
+            for class_id in present
+        ]
+    found = [(class_id, _cluster(rows, clusters)) for class_id, rows in kinds]
+    return Centroids(
+        np.concatenate([vectors for _, vectors in found]),
+        tuple(class_id for class_id, vectors in found for _ in vectors),
+    )
+
+
+def _cluster(embeddings: Embeddings, number: int) -> Embeddings:
+    """Spherical k-means from the row nearest the mean and the rows farthest from those chosen.
+
+    Source: Dhillon & Modha, "Concept decompositions for large sparse text data using clustering",
+    Machine Learning 42 (2001); Gonzalez (1985) for the start.
+    """
+    centres = make_centroid(embeddings)[None]
+    if number == 1:
+        return centres
+    chosen = [int((embeddings @ centres[0]).argmax())]
+    while len(chosen) < min(number, len(embeddings)):
+        nearest = (embeddings @ embeddings[chosen].T).max(axis=1)
+        if nearest.min() > 1 - 1e-6:
+            break  # all the others are one of these once more
+        chosen.append(int(nearest.argmin()))
+    centres, members = embeddings[chosen], np.full(len(embeddings), -1)
+    for _ in range(_MAX_ROUNDS):
+        now = (embeddings @ centres.T).argmax(axis=1)
+        if (now == members).all():
+            break
+        members = now
+        centres = np.stack([make_centroid(embeddings[now == k]) for k in np.unique(now)])
+        members = np.searchsorted(np.unique(now), now)
+    return centres
+
+
+def similarity_to_nearest(
+    embeddings: Embeddings,
+    centroids: Centroids,
+    asked_for: Sequence[tuple[int, ...] | None] | None = None,
+) -> Similarities:
+    """Cosine of each row to the nearest centroid of a class it was asked for.
+
+    Args:
+        embeddings: ``(n, dimensions)``.
+        centroids: Of any class, or of several.
+        asked_for: Classes of each row; None, or none of them known: any centroid will do.
+
+    Returns:
+        ``(n,)``, rounded to six decimals.
+    """
+    cosines = _rounded(embeddings @ centroids.vectors.T)
+    if asked_for is not None and None not in centroids.class_ids:
+        for row, classes in enumerate(asked_for):
+            fits = [class_id in (classes or ()) for class_id in centroids.class_ids]
+            if any(fits):
+                cosines[row, ~np.array(fits)] = -1.0
+    return np.asarray(cosines.max(axis=1, initial=-1.0))
+
+
 def similarity_to(embeddings: Embeddings, centroid: Embeddings) -> Similarities:
     """Cosine of each row to the centroid, rounded to six decimals, shape ``(n,)``."""
     return _rounded(embeddings @ centroid)
 
 
-def leave_out(tiles: RealTiles) -> LeftOut | None:
-    """Hold each group of tiles against the centroid of all other groups.
+def leave_out(tiles: RealTiles, *, per_class: bool = False, clusters: int = 1) -> LeftOut | None:
+    """Hold each group of tiles against the centroids of all other groups.
 
     With fewer than three groups each tile is left out by itself, which is too kind: its neighbours
     from the same flight stay in. With fewer than three tiles there is nothing to say: None.
@@ -169,9 +295,9 @@ def leave_out(tiles: RealTiles) -> LeftOut | None:
     similarities = np.empty(len(names))
     for name in sorted(set(names)):
         out = members == name
-        similarities[out] = similarity_to(
-            tiles.embeddings[out], make_centroid(tiles.embeddings[~out])
-        )
+        others = make_centroids(tiles.take(~out), per_class=per_class, clusters=clusters)
+        here = tiles.take(out)
+        similarities[out] = similarity_to_nearest(here.embeddings, others, here.class_ids or None)
     return LeftOut(similarities, by)
 
 
@@ -204,6 +330,24 @@ def closest_across_groups(tiles: RealTiles) -> float | None:
     return closest
 
 
+def closest_within_photos(tiles: RealTiles) -> float | None:
+    """How alike two tiles of one photo are: median of each tile's nearest from its own photo.
+
+    None where no photo has two tiles.
+    """
+    by_photo: dict[str, list[int]] = {}
+    for index, photo in enumerate(tiles.photos):
+        by_photo.setdefault(photo, []).append(index)
+    nearest: list[float] = []
+    for members in by_photo.values():
+        if len(members) > 1:
+            rows = tiles.embeddings[members]
+            cosines = _rounded(rows @ rows.T)
+            np.fill_diagonal(cosines, -1.0)
+            nearest += cosines.max(axis=1).tolist()
+    return round(float(np.median(nearest)), 6) if nearest else None
+
+
 def measure_separation(real: Similarities, negatives: Similarities) -> float | None:
     """Chance that a real similarity is above a negative's (ROC AUC, ties count half).
 
@@ -225,6 +369,11 @@ def calibrate(
     threshold: Literal["calibrated"] | float,
     copy_threshold: Literal["calibrated"] | float,
     percentile: float,
+    duplicate_threshold: Literal["calibrated"] | float | None = None,
+    background_check: bool = False,
+    per_class: bool = False,
+    clusters: int = 1,
+    negatives: Embeddings | None = None,
 ) -> Calibration:
     """Find the limits, or take those given, and say what they cost.
 
@@ -238,75 +387,175 @@ def calibrate(
         threshold: Cosine in -1..1, for both kinds of pictures, or "calibrated".
         copy_threshold: Cosine above which a picture copies a real one, or "calibrated".
         percentile: 0..100: with a calibrated threshold, the share of real tiles to lose.
+        duplicate_threshold: Cosine above which two synthetic pictures are one too many; "calibrated":
+            as alike as two tiles of one photo are, and closer than different groups ever are; None:
+            not judged.
+        background_check: Whether pictures with animals may look like background.
+        per_class: As `make_centroids`.
+        clusters: As `make_centroids`.
+        negatives: ``(n, dimensions)`` pictures that a user named as what must not pass.
 
     Raises:
         SynthdetError: Calibrating was asked for and there are too few real tiles.
     """
-    left_out = leave_out(animals)
+    left_out = leave_out(animals, per_class=per_class, clusters=clusters)
+    centroids = make_centroids(animals, per_class=per_class, clusters=clusters)
+    closest = closest_across_groups(animals)
     limits = Limits(
         animals=_limit(threshold, left_out, percentile),
         backgrounds=_background_limit(backgrounds, threshold, percentile),
-        copy=closest_across_groups(animals) if copy_threshold == "calibrated" else copy_threshold,
+        copy=closest if copy_threshold == "calibrated" else copy_threshold,
+        empty=_empty_limit(animals, backgrounds, left_out, percentile)
+        if background_check
+        else None,
+        twin=_twin_limit(animals, closest)
+        if duplicate_threshold == "calibrated"
+        else duplicate_threshold,
     )
-    negatives = similarity_to(backgrounds.embeddings, make_centroid(animals.embeddings))
+    seen = similarity_to_nearest(backgrounds.embeddings, centroids)
+    named = np.empty(0) if negatives is None else similarity_to_nearest(negatives, centroids)
+    every = np.concatenate([seen, named])
     calibration = Calibration(
         limits=limits,
         left_out=left_out,
-        negatives=negatives,
+        negatives=seen,
         real_lost=None if left_out is None else _share(left_out.similarities < limits.animals),
-        negatives_passing=_share(negatives >= limits.animals) if len(negatives) else None,
-        separation=None
-        if left_out is None
-        else measure_separation(left_out.similarities, negatives),
+        negatives_passing=_share(seen >= limits.animals) if len(seen) else None,
+        separation=None if left_out is None else measure_separation(left_out.similarities, every),
         notes=(),
+        named=named,
+        named_passing=_share(named >= limits.animals) if len(named) else None,
     )
-    return _with_notes(calibration)
+    return _with_notes(calibration, background_check=background_check)
+
+
+def _twin_limit(animals: RealTiles, closest: float | None) -> float | None:
+    within = closest_within_photos(animals)
+    return None if within is None or closest is None else max(within, closest)
+
+
+def _empty_limit(
+    animals: RealTiles, backgrounds: RealTiles, left_out: LeftOut | None, percentile: float
+) -> float | None:
+    """How much nearer to the backgrounds than to the animals a real animal's tile can be.
+
+    None where that tells nothing: few backgrounds, or margins of both kinds that overlap much.
+    """
+    if left_out is None or len(backgrounds.tile_ids) < MIN_BACKGROUNDS:
+        return None
+    water, whales = make_centroid(backgrounds.embeddings), make_centroid(animals.embeddings)
+    margins = similarity_to(animals.embeddings, water) - left_out.similarities
+    other = leave_out(backgrounds)
+    if other is None:
+        return None
+    theirs = other.similarities - similarity_to(backgrounds.embeddings, whales)
+    separation = measure_separation(theirs, margins)
+    if separation is None or separation < _CLEAR_SEPARATION:
+        return None
+    return round(float(np.percentile(margins, 100 - percentile)), 6)
 
 
 def score_pictures(
-    pictures: Sequence[EmbeddedPicture], animals: RealTiles, backgrounds: RealTiles
+    pictures: Sequence[EmbeddedPicture],
+    animals: RealTiles,
+    backgrounds: RealTiles,
+    *,
+    centroids: Centroids | None = None,
+    twins: Mapping[str, tuple[str, float]] | None = None,
 ) -> list[Score]:
     """Raw scores, in the order of the pictures; faulty ones have nothing but their fault.
 
     The nearest real tile is sought among the tiles of the picture's own kind.
+
+    Args:
+        pictures: Any number of them: each is scored by itself.
+        animals: Real train tiles with an animal.
+        backgrounds: Real train tiles without one.
+        centroids: Of the animals; the one of all, if not given.
+        twins: Name of a picture -> the most similar better one, and how similar.
     """
+    if centroids is None and animals.tile_ids:
+        centroids = make_centroids(animals)
     scores = {
         one.image_id: Score(image_id=one.image_id, fault=one.fault)
         for one in pictures
         if one.embedding is None
     }
     for is_background, own_kind in ((False, animals), (True, backgrounds)):
-        members = [one for one in pictures if one.is_background == is_background]
-        rows = [one.embedding for one in members if one.embedding is not None]
-        if not rows:
+        members = [
+            one
+            for one in pictures
+            if one.is_background == is_background and one.embedding is not None
+        ]
+        if not members:
             continue
-        ids = [one.image_id for one in members if one.embedding is not None]
-        columns = _score_columns(np.stack(rows), animals, backgrounds, own_kind)
-        scores |= {
-            image_id: Score.model_validate({"image_id": image_id, **values})
-            for image_id, values in zip(ids, columns, strict=True)
-        }
+        columns = _score_columns(members, centroids, backgrounds, own_kind)
+        for one, values in zip(members, columns, strict=True):
+            if twins is not None and one.image_id in twins:
+                values["twin"], values["twin_similarity"] = twins[one.image_id]
+            scores[one.image_id] = Score.model_validate({"image_id": one.image_id, **values})
     return [scores[one.image_id] for one in pictures]
 
 
 def _score_columns(
-    embeddings: Embeddings, animals: RealTiles, backgrounds: RealTiles, own_kind: RealTiles
+    members: Sequence[EmbeddedPicture],
+    centroids: Centroids | None,
+    backgrounds: RealTiles,
+    own_kind: RealTiles,
 ) -> list[dict[str, float | str]]:
+    embeddings = np.stack([one.embedding for one in members if one.embedding is not None])
     rows: list[dict[str, float | str]] = [{} for _ in embeddings]
-    for name, kind in (("similarity", animals), ("background_similarity", backgrounds)):
-        if kind.tile_ids:
-            cosines = similarity_to(embeddings, make_centroid(kind.embeddings))
-            for row, cosine in zip(rows, cosines, strict=True):
-                row[name] = float(cosine)
+    if centroids is not None:
+        asked = [one.asked_for for one in members]
+        cosines = similarity_to_nearest(embeddings, centroids, asked)
+        for row, cosine in zip(rows, cosines.tolist(), strict=True):
+            row["similarity"] = cosine
+    if backgrounds.tile_ids:
+        cosines = similarity_to(embeddings, make_centroid(backgrounds.embeddings))
+        for row, cosine in zip(rows, cosines.tolist(), strict=True):
+            row["background_similarity"] = cosine
     if own_kind.tile_ids:
         nearest, cosines = find_nearest(embeddings, own_kind.embeddings)
-        for row, index, cosine in zip(rows, nearest, cosines, strict=True):
+        for row, index, cosine in zip(rows, nearest, cosines.tolist(), strict=True):
             row["nearest_real"] = own_kind.tile_ids[index]
-            row["nearest_real_similarity"] = float(cosine)
+            row["nearest_real_similarity"] = cosine
     return rows
 
 
-def judge(score: Score, limits: Limits, *, is_background: bool) -> Decision:
+def find_twins(
+    read: Callable[[int, int], Embeddings], number: int, *, block: int = 2048
+) -> tuple[NDArray[np.int64], Similarities]:
+    """For each picture the most similar one before it, two blocks of embeddings in memory at a time.
+
+    Args:
+        read: Embeddings of the pictures from a number to before another, the best picture first.
+        number: Of pictures. The work grows with its square.
+        block: Pictures a block.
+
+    Returns:
+        Its index and its similarity, each ``(number,)``; -1 and -1 for the first.
+    """
+    indices = np.full(number, -1, dtype=np.int64)
+    similarities = np.full(number, NO_LIMIT)
+    for begin in range(0, number, block):
+        end = min(begin + block, number)
+        here = read(begin, end)
+        for start in range(0, end, block):
+            stop = min(start + block, number)
+            cosines = here @ (here if start == begin else read(start, stop)).T
+            if start == begin:  # itself, and those that come after
+                cosines[np.triu_indices(len(here))] = NO_LIMIT
+            best = cosines.argmax(axis=1)
+            highest = _rounded(cosines[np.arange(len(here)), best])
+            higher = highest > similarities[begin:end]
+            indices[begin:end][higher] = start + best[higher]
+            similarities[begin:end][higher] = highest[higher]
+    return indices, similarities
+
+
+def judge(
+    score: Score, limits: Limits, *, is_background: bool, spent: Container[str] = ()
+) -> Decision:
     """Keep a picture, or drop it and say why.
 
     Args:
@@ -314,6 +563,7 @@ def judge(score: Score, limits: Limits, *, is_background: bool) -> Decision:
         limits: What it is compared with.
         is_background: It was asked to be without an animal. Then it is held against the real
             backgrounds, and never counts as a copy: one stretch of open water is as good as another.
+        spent: Pictures that are dropped for a reason of their own: nobody is their near-duplicate.
     """
     limit = limits.backgrounds if is_background else limits.animals
     similarity = score.background_similarity if is_background else score.similarity
@@ -322,19 +572,28 @@ def judge(score: Score, limits: Limits, *, is_background: bool) -> Decision:
         reason = score.fault
     elif limit is not None and similarity is not None and similarity < limit:
         reason = FAR
-    elif (
-        not is_background
-        and limits.copy is not None
-        and score.nearest_real_similarity is not None
-        and score.nearest_real_similarity > limits.copy
-    ):
+    elif not is_background and _is_above(score.nearest_real_similarity, limits.copy):
         reason = COPY
+    elif not is_background and _looks_empty(score, limits.empty):
+        reason = EMPTY
+    elif not is_background and _is_above(score.twin_similarity, limits.twin):
+        reason = None if score.twin in spent else TWIN
     return Decision(
         image_id=score.image_id,
         kept=reason is None,
         threshold=NO_LIMIT if limit is None else limit,
         reason=reason,
     )
+
+
+def _is_above(value: float | None, limit: float | None) -> bool:
+    return value is not None and limit is not None and value > limit
+
+
+def _looks_empty(score: Score, limit: float | None) -> bool:
+    if score.background_similarity is None or score.similarity is None:
+        return False
+    return _is_above(round(score.background_similarity - score.similarity, 6), limit)
 
 
 def _limit(
@@ -358,7 +617,7 @@ def _background_limit(
     return _limit(threshold, leave_out(backgrounds), percentile)
 
 
-def _with_notes(calibration: Calibration) -> Calibration:
+def _with_notes(calibration: Calibration, *, background_check: bool) -> Calibration:
     notes = []
     if calibration.left_out is not None and calibration.left_out.by == "tile":
         notes.append(
@@ -366,13 +625,24 @@ def _with_notes(calibration: Calibration) -> Calibration:
             "so the threshold is stricter than new sites would make it"
         )
     if calibration.separation is not None and calibration.separation < _POOR_SEPARATION:
+        every = np.concatenate([calibration.negatives, calibration.named])
         notes.append(
             f"similarity hardly tells animals from background here (ROC AUC {calibration.separation:.2f}, "
-            f"{calibration.negatives_passing:.0%} of the real background tiles pass): look at report.png"
+            f"{_share(every >= calibration.limits.animals):.0%} of the negatives pass): look at report.png"
         )
     if calibration.limits.copy is None:
         notes.append(
             "the real train tiles are one group, so copies of real photos are not told: set filter.copy_threshold"
+        )
+    if calibration.named_passing:
+        notes.append(
+            f"{calibration.named_passing:.0%} of the {len(calibration.named)} pictures in filter.negatives "
+            "would pass"
+        )
+    if background_check and calibration.limits.empty is None and len(calibration.negatives):
+        notes.append(
+            "CLIP does not tell real tiles with an animal from background tiles well enough here to say "
+            "which pictures look like background: the label stage has to"
         )
     return replace(calibration, notes=tuple(notes))
 

@@ -19,6 +19,7 @@ import transformers
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from synthdet.errors import SynthdetError
@@ -42,7 +43,7 @@ class ClipEmbedder:
     """
 
     def __init__(self, model: str | Path, *, batch_size: int, device: str) -> None:
-        self._batch_size = batch_size
+        self._batch = batch_size
         self._device = torch.device(resolve_device(device))
         with _quiet():
             try:
@@ -54,9 +55,10 @@ class ClipEmbedder:
                     "name a hub id or a folder with config.json, preprocessor_config.json and model.safetensors"
                 ) from error
         self._tower = tower.to(self._device).eval().requires_grad_(False)
+        self.smallest_side = _smallest_side(self._processor)
 
     def embed(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
-        """Embed pictures.
+        """Embed pictures that are in memory.
 
         Args:
             pictures: ``uint8`` arrays ``(height, width, 3)`` in RGB order, of any sizes.
@@ -65,40 +67,58 @@ class ClipEmbedder:
             ``(len(pictures), dimensions)``, each row of length 1.
         """
         parts = [
-            self._embed_batch(pictures[start : start + self._batch_size])
-            for start in range(0, len(pictures), self._batch_size)
+            self.embed_shrunk([self.shrink(one) for one in pictures[start : start + self._batch]])
+            for start in range(0, len(pictures), self._batch)
         ]
         return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float32)
 
-    def prepare(self, picture: Picture) -> NDArray[np.float32]:
-        """What the tower sees of a picture: resized, cropped, normalised.
+    def shrink(self, picture: Picture) -> Picture:
+        """What the tower sees of a picture: resized and cropped. Safe in several threads at once.
 
         Args:
             picture: ``uint8``, ``(height, width, 3)``, RGB.
 
         Returns:
-            ``(3, side, side)``.
+            ``uint8``, ``(side, side, 3)``.
         """
         processor = self._processor
         image = Image.fromarray(picture)
         if processor.do_resize:
             size = _target_size(image.size, processor.size)
-            image = image.resize(size, resample=Image.Resampling(int(processor.resample)))
+            if size != image.size:
+                image = image.resize(size, resample=Image.Resampling(int(processor.resample)))
         if processor.do_center_crop:
             image = _crop_centre(image, processor.crop_size)
-        pixels: Any = np.asarray(image, dtype=np.float32)
-        if processor.do_rescale:
-            pixels = pixels * processor.rescale_factor
-        if processor.do_normalize:
-            pixels = (pixels - np.array(processor.image_mean)) / np.array(processor.image_std)
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
+        return np.asarray(image)
 
     @torch.inference_mode()
-    def _embed_batch(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
-        pixels = torch.from_numpy(np.stack([self.prepare(picture) for picture in pictures]))
-        embeddings = self._tower(pixel_values=pixels.to(self._device)).image_embeds
+    def embed_shrunk(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
+        """One forward pass over pictures that `shrink` made. ``(len(pictures), dimensions)``."""
+        pixels = torch.from_numpy(np.stack(pictures)).to(self._device)
+        embeddings = self._tower(pixel_values=self.normalise(pixels)).image_embeds
         normalised = torch.nn.functional.normalize(embeddings, dim=-1)
         return np.asarray(normalised.cpu().numpy(), dtype=np.float32)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels as the tower wants them.
+
+        Args:
+            pixels: ``uint8``, ``(n, side, side, 3)``, on the tower's device.
+
+        Returns:
+            ``float32``, ``(n, 3, side, side)``.
+        """
+        processor = self._processor
+        values = pixels.permute(0, 3, 1, 2).contiguous().float()
+        if processor.do_rescale:
+            values *= processor.rescale_factor
+        if processor.do_normalize:
+            mean, deviation = (
+                torch.tensor(some, device=values.device).view(1, -1, 1, 1)
+                for some in (processor.image_mean, processor.image_std)
+            )
+            values = (values - mean) / deviation
+        return values
 
 
 def _load_tower(model: str | Path) -> Any:
@@ -117,6 +137,13 @@ def _load_tower(model: str | Path) -> Any:
     if report["missing_keys"]:
         raise ValueError(f"weights are missing: {sorted(report['missing_keys'])[0]} and others")
     return tower
+
+
+def _smallest_side(processor: Any) -> int:
+    """The shorter side of a picture after resizing; a large number where nothing is resized."""
+    if not processor.do_resize:
+        return 1 << 20
+    return max(_target_size((1, 1), processor.size))
 
 
 def _target_size(size_wh: tuple[int, int], wanted: Any) -> tuple[int, int]:

@@ -51,10 +51,17 @@ class ImageGenerator(Protocol):
 
 
 class ImageEmbedder(Protocol):
-    """A CLIP image tower."""
+    """A CLIP image tower. Pictures are shrunk in any thread, and embedded in one."""
 
-    def embed(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
-        """Embeddings ``(len(pictures), dimensions)``, each of length 1."""
+    smallest_side: int
+    """A picture whose shorter side has this many pixels gives the same as a larger one, but for rounding."""
+
+    def shrink(self, picture: Picture) -> Picture:
+        """What the tower sees of a picture, all of one shape. Safe in several threads at once."""
+        ...
+
+    def embed_shrunk(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
+        """Embeddings ``(len(pictures), dimensions)``, each of length 1, in one forward pass."""
         ...
 
 

@@ -1,84 +1,116 @@
 """Keep the synthetic pictures that look like the real ones; drop the others and say why.
 
 Reads:
-    ``1-prepare/tiles.jsonl`` (train tiles alone, so that val and test stay unseen) and
-    ``3-generate/images.jsonl``, with their pictures.
+    ``1-prepare/tiles.jsonl`` and ``3-generate/images.jsonl``, with their pictures. Train tiles alone
+    decide; val tiles only say how good the set is as a whole; test tiles are never opened.
 
 Writes:
-    ``4-filter/embeddings/*.npz``, a shard a batch, by content hash and model; ``centroid.npy``, the
-    mean direction of the train tiles with an animal; ``scores.jsonl``, raw, once, in the order of
-    ``images.jsonl``; ``decisions.jsonl``, what the thresholds make of the scores; ``report.png``.
+    ``4-filter/embeddings/*.npz``, by content hash and model; ``centroid.npy``, the mean direction of
+    the train tiles with an animal; ``scores.jsonl``, raw, in the order of ``images.jsonl``;
+    ``decisions.jsonl``, what the thresholds make of the scores; ``report.png``.
 
 Resume:
     Batches are planned from the whole list; a batch is embedded again if any member is missing.
-    All else follows from the embeddings, so a new threshold opens no model.
+    All else follows from the embeddings, so a new threshold or centroid opens no model.
 
 Pictures asked to show an animal (and those nobody asked anything of) are held against the centroid
 of the tiles with an animal. Pictures asked to be background are held against the centroid of the
-background tiles, if there are enough of those, and never count as copies.
+background tiles, if there are enough of those, and never count as copies or near-duplicates.
+
+Pictures go through in blocks, so that memory does not grow with them but for some bytes each.
 """
 
 from __future__ import annotations
 
-import zipfile
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+import tempfile
+from collections import Counter, deque
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from synthdet.config import Config
-from synthdet.core.records import Decision, Score, SyntheticImage, Tile
+from synthdet.core.records import Decision, Record, Score, SyntheticImage, Tile
+from synthdet.core.set_quality import SetQuality, cmmd, measure_set
 from synthdet.core.similarity import (
     COPY,
+    EMPTY,
+    FAILED,
     FAR,
     FAULTS,
     MIN_BACKGROUNDS,
+    TWIN,
     UNREADABLE,
     Calibration,
+    Centroids,
     EmbeddedPicture,
+    Embeddings,
     RealTiles,
     calibrate,
     find_fault,
+    find_twins,
     judge,
-    make_centroid,
+    make_centroids,
     score_pictures,
+    similarity_to_nearest,
 )
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import ImageEmbedder, Picture
 from synthdet.progress import Reporter
-from synthdet.stages.filter_report import draw_report
+from synthdet.stages.filter_cache import BLOCK, Embedded, EmbeddingCache
+from synthdet.stages.filter_report import MAX_SHOWN, ReportFacts, Shown, draw_report
 from synthdet.workspace import (
     StageFolder,
     Workspace,
     atomic_path,
-    hash_json,
+    hash_file,
     read_records,
-    write_records,
 )
 
 PROMISED = ("scores.jsonl", "decisions.jsonl", "centroid.npy", "report.png")
-
-
-@dataclass(frozen=True, slots=True)
-class _Embedded:
-    """What is known of a picture's content: an embedding of length 1, or a fault."""
-
-    embedding: NDArray[np.float32] | None
-    fault: str | None
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"}
+_BATCHES_AHEAD = 3
+_QUALITY_PICTURES = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """A picture file by its content, and the stage that promised it."""
+    """A picture file by its content, and who promised it: a stage, or the user's negatives."""
 
     sha256: str
     path: Path
-    stage: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """The real side of the comparison, which is small, and where the synthetic side stands."""
+
+    workspace: Workspace
+    tiles: tuple[Tile, ...]
+    negatives: tuple[_Content, ...]
+
+    def images(self) -> Iterator[SyntheticImage]:
+        """The synthetic pictures, one at a time."""
+        return _each(self.workspace.stage("generate").path / "images.jsonl", SyntheticImage)
+
+    def contents(self) -> Iterator[_Content]:
+        """Every different content once: real tiles, synthetic pictures, named negatives."""
+        root, seen = self.workspace.root, set[int]()
+        tiles = (_Content(one.sha256, root / one.path, "prepare") for one in self.tiles)
+        images = (_Content(one.sha256, root / one.path, "generate") for one in self.images())
+        for contents in (tiles, images, self.negatives):
+            for content in contents:
+                key = int(content.sha256[:16], 16)
+                if key not in seen:
+                    seen.add(key)
+                    yield content
 
 
 def run(
@@ -109,36 +141,32 @@ def run(
     for leftover in folder.path.rglob(".tmp-*"):
         leftover.unlink()
 
-    tiles = read_records(workspace.stage("prepare").path / "tiles.jsonl", Tile)
-    tiles = [tile for tile in tiles if tile.split == "train"]
-    images = read_records(workspace.stage("generate").path / "images.jsonl", SyntheticImage)
-    embedded = _embed(folder, _contents(workspace, tiles, images), config, reporter, open_embedder)
-    animals = _real_tiles([tile for tile in tiles if tile.boxes], embedded)
-    backgrounds = _real_tiles([tile for tile in tiles if not tile.boxes], embedded)
+    given = _read_given(workspace, config)
+    cache = _embed(folder, given, config, reporter, open_embedder)
+    train = [tile for tile in given.tiles if tile.split == "train"]
+    animals = _real_tiles([tile for tile in train if tile.boxes], cache)
+    backgrounds = _real_tiles([tile for tile in train if not tile.boxes], cache)
     if not animals.tile_ids:
         raise SynthdetError(
             "no real train tile holds an animal, so there is nothing to compare with: look at 1-prepare/tiles.jsonl"
         )
-    _write_centroid(folder.path / "centroid.npy", animals)
-    scores = _write_scores(folder.path / "scores.jsonl", images, embedded, animals, backgrounds)
-
-    calibration = calibrate(
-        animals,
-        backgrounds,
-        threshold=config.filter.threshold,
-        copy_threshold=config.filter.copy_threshold,
-        percentile=config.filter.percentile,
+    calibration = _calibrate(animals, backgrounds, given, cache, config)
+    centroids = make_centroids(
+        animals, per_class=config.filter.per_class, clusters=config.filter.clusters
     )
-    decisions = [
-        judge(score, calibration.limits, is_background=image.asked_for == ())
-        for score, image in zip(scores, images, strict=True)
-    ]
-    write_records(folder.path / "decisions.jsonl", decisions)
+    unchanged = _write_centroid(folder.path / "centroid.npy", centroids)
+    if not (unchanged and _has_scores(folder.path / "scores.jsonl", given)):
+        _write_scores(folder, given, cache, animals, backgrounds, centroids)
+    dropped = _write_decisions(folder, given, calibration)
+    quality, between_real = _measure_quality(folder, given, cache, animals)
+    told = _tell_quality(quality, between_real)
     with atomic_path(folder.path / "report.png") as temporary:
-        draw_report(temporary, workspace.root, images, scores, decisions, calibration)
-    for note in _notes(calibration, images):
+        draw_report(temporary, _report_facts(folder, given, calibration, told))
+    for note in [*_notes(calibration, given), *([told] if told else [])]:
         reporter.note("filter", note)
-    counts = _counts(decisions, calibration, animals, config)
+    counts = _counts(dropped, calibration, animals, config)
+    counts["quality"] = None if quality is None else asdict(quality)
+    counts["cmmd_between_real"] = between_real
     folder.close(
         outputs=[folder.path / "scores.jsonl", folder.path / "decisions.jsonl"],
         counts=counts,
@@ -147,194 +175,520 @@ def run(
     reporter.close("filter", _closing_line(counts))
 
 
+def _read_given(workspace: Workspace, config: Config) -> _Given:
+    tiles = read_records(workspace.stage("prepare").path / "tiles.jsonl", Tile)
+    named = config.filter.negatives
+    negatives: list[_Content] = []
+    if named is not None:
+        found = sorted(path for path in named.expanduser().rglob("*") if _is_picture(path))
+        if not found:
+            raise SynthdetError(f"filter.negatives: there is no picture in {named}")
+        negatives = [_Content(hash_file(path), path, "negatives") for path in found]
+    return _Given(
+        workspace, tuple(tile for tile in tiles if tile.split != "test"), tuple(negatives)
+    )
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
+
+
+def _each(path: Path, kind: type[Any]) -> Iterator[Any]:
+    """Records of a finished file, one at a time."""
+    with path.open("rb") as handle:
+        for line in handle:
+            yield kind.model_validate_json(line)
+
+
+def _in_blocks(things: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(things)
+    while block := list(islice(iterator, size)):
+        yield block
+
+
 # --- embeddings --------------------------------------------------------------------------------
-
-
-def _contents(
-    workspace: Workspace, tiles: Sequence[Tile], images: Sequence[SyntheticImage]
-) -> list[_Content]:
-    """Every different content once, real tiles first."""
-    contents = [_Content(tile.sha256, workspace.root / tile.path, "prepare") for tile in tiles]
-    contents += [_Content(one.sha256, workspace.root / one.path, "generate") for one in images]
-    return list({content.sha256: content for content in reversed(contents)}.values())[::-1]
 
 
 def _embed(
     folder: StageFolder,
-    contents: Sequence[_Content],
+    given: _Given,
     config: Config,
     reporter: Reporter,
     open_embedder: Callable[[], ImageEmbedder],
-) -> dict[str, _Embedded]:
-    """Embeddings of all contents by hash; the model is opened if any is not cached."""
-    shards = folder.path / "embeddings"
-    known = _read_shards(shards, config.filter.model)
+) -> EmbeddingCache:
+    """The cache with all contents in it; the model is opened if any is not there yet."""
+    cache = EmbeddingCache(folder.path / "embeddings", config.filter.model)
     size = config.filter.batch_size
-    batches = [contents[start : start + size] for start in range(0, len(contents), size)]
-    missing = [batch for batch in batches if any(one.sha256 not in known for one in batch)]
-    if not missing:
-        return known
-    for content in (one for batch in missing for one in batch):
-        if not content.path.exists():
-            raise SynthdetError(
-                f"{content.path} is missing: put it back, or make it again with "
-                f"`synthdet {content.stage} {folder.workspace.root}`"
-            )
-    embedder = open_embedder()
-    done = len(contents) - sum(map(len, missing))
-    with reporter.bar("filter", len(contents), done=done) as advance:
-        for batch in missing:
-            fresh = _embed_batch(embedder, batch)
-            name = hash_json([config.filter.model, *fresh])[:16]
-            _write_shard(shards / f"{name}.npz", config.filter.model, fresh)
-            known |= fresh
-            advance(len(batch))
-    return known
+    total = missing = 0
+    for content in given.contents():
+        total += 1
+        if content.sha256 not in cache:
+            missing += 1
+            if not content.path.exists():
+                raise SynthdetError(
+                    f"{content.path} is missing: put it back, or make it again with "
+                    f"`synthdet {content.origin} {folder.workspace.root}`"
+                )
+    work = _Work(open_embedder() if missing else None, config.filter.workers or os.cpu_count() or 1)
+    with reporter.bar("filter", total, done=total - missing) as advance, work:
+        for block in _in_blocks(given.contents(), BLOCK):
+            batches = [batch for batch in _in_blocks(block, size) if _misses(batch, cache)]
+            for fresh in work.embed(batches):
+                new = sum(sha256 not in cache for sha256 in fresh)
+                cache.add_part(fresh)
+                advance(new)
+            cache.join([content.sha256 for content in block])
+    cache.clean()
+    return cache
 
 
-def _embed_batch(embedder: ImageEmbedder, batch: Sequence[_Content]) -> dict[str, _Embedded]:
-    pictures = [_read_picture(content.path) for content in batch]
-    faults = [UNREADABLE if one is None else find_fault(one) for one in pictures]
-    sound = [
-        one for one, fault in zip(pictures, faults, strict=True) if one is not None and not fault
-    ]
-    rows = iter(embedder.embed(sound) if sound else ())
-    embedded = {}
-    for content, fault in zip(batch, faults, strict=True):
-        row = None if fault else next(rows)
-        if row is not None and not np.isfinite(row).all():
-            raise SynthdetError(
-                f"filter.model gives no finite embedding of {content.path}: its weights are damaged, name another"
-            )
-        if fault == UNREADABLE and content.stage == "prepare":
-            raise SynthdetError(
-                f"{content.path} cannot be read: make the tiles again with `synthdet prepare ... --redo`"
-            )
-        embedded[content.sha256] = _Embedded(row, fault)
-    return embedded
+def _misses(batch: Sequence[_Content], cache: EmbeddingCache) -> bool:
+    return any(content.sha256 not in cache for content in batch)
 
 
-def _read_picture(path: Path) -> Picture | None:
-    """The picture in RGB; None where it is damaged."""
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A picture as the network sees it, or the fault for which it cannot be used."""
+
+    picture: Picture | None
+    fault: str | None
+
+
+class _Work:
+    """Pictures decoded by all cores, a few batches ahead of the network.
+
+    A batch on which the network fails is done picture by picture; those on which it fails again get
+    that as their fault. A network that has never done anything right is not the pictures' fault.
+    """
+
+    def __init__(self, embedder: ImageEmbedder | None, workers: int) -> None:
+        self._embedder = embedder
+        self._threads = ThreadPoolExecutor(workers, "decode")
+        self._has_worked = False
+
+    def __enter__(self) -> _Work:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def embed(self, batches: Sequence[Sequence[_Content]]) -> Iterator[dict[str, Embedded]]:
+        """What is known of the contents of each batch, in order."""
+        if self._embedder is None:
+            return
+        ahead: deque[tuple[Sequence[_Content], list[Future[_Read]]]] = deque()
+        coming = iter(batches)
+        while True:
+            for batch in islice(coming, _BATCHES_AHEAD - len(ahead)):
+                read = [
+                    self._threads.submit(_read, content.path, self._embedder) for content in batch
+                ]
+                ahead.append((batch, read))
+            if not ahead:
+                return
+            batch, futures = ahead.popleft()
+            yield self._embed_batch(batch, [future.result() for future in futures])
+
+    def _embed_batch(self, batch: Sequence[_Content], read: Sequence[_Read]) -> dict[str, Embedded]:
+        sound = [
+            (c, one.picture) for c, one in zip(batch, read, strict=True) if one.picture is not None
+        ]
+        found = {c.sha256: Embedded(None, one.fault) for c, one in zip(batch, read, strict=True)}
+        found |= self._ask(sound)
+        for content in batch:
+            _check_real(content, found[content.sha256].fault)
+        return found
+
+    def _ask(self, sound: Sequence[tuple[_Content, Picture]]) -> dict[str, Embedded]:
+        assert self._embedder is not None  # noqa: S101 - else nothing would be asked
+        if not sound:
+            return {}
+        try:
+            rows = self._embedder.embed_shrunk([picture for _, picture in sound])
+        except Exception:
+            if len(sound) > 1:
+                parts = [self._try(one) for one in sound]
+                if not self._has_worked:
+                    raise
+                return {sha256: one for part in parts for sha256, one in part.items()}
+            if not self._has_worked:
+                raise
+            return {sound[0][0].sha256: Embedded(None, FAILED)}
+        _check_finite(rows, sound)
+        self._has_worked = True
+        return {
+            content.sha256: Embedded(row, None)
+            for (content, _), row in zip(sound, rows, strict=True)
+        }
+
+    def _try(self, one: tuple[_Content, Picture]) -> dict[str, Embedded]:
+        try:
+            return self._ask([one])
+        except Exception:
+            return {one[0].sha256: Embedded(None, FAILED)}
+
+
+def _read(path: Path, embedder: ImageEmbedder) -> _Read:
+    """Decode and shrink a picture; a JPEG is decoded no larger than is of use."""
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            image.draft("RGB", (2 * embedder.smallest_side, 2 * embedder.smallest_side))
+            picture = np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
+        return _Read(None, UNREADABLE)
+    fault = find_fault(picture)
+    return _Read(None if fault else embedder.shrink(picture), fault)
 
 
-def _write_shard(path: Path, model: str, embedded: Mapping[str, _Embedded]) -> None:
-    rows = [one.embedding for one in embedded.values()]
-    width = next((len(row) for row in rows if row is not None), 0)
-    zeros = np.zeros(width, dtype=np.float32)  # a faulty picture's row
-    with atomic_path(path) as temporary:
-        np.savez(
-            temporary,
-            model=np.array(model),
-            sha256=np.array(list(embedded)),
-            fault=np.array([one.fault or "" for one in embedded.values()]),
-            embeddings=np.stack([zeros if row is None else row for row in rows]),
+def _check_real(content: _Content, fault: str | None) -> None:
+    if content.origin == "prepare" and fault == UNREADABLE:
+        raise SynthdetError(
+            f"{content.path} cannot be read: make the tiles again with `synthdet prepare ... --redo`"
         )
+    if content.origin == "prepare" and fault == FAILED:
+        raise SynthdetError(f"filter.model fails on the real tile {content.path}: name another")
 
 
-def _read_shards(folder: Path, model: str) -> dict[str, _Embedded]:
-    """All cached contents; a shard of another model, or one that cannot be read, is passed over."""
-    known = {}
-    for path in sorted(folder.glob("*.npz")):
-        try:
-            with path.open("rb") as handle, np.load(handle) as shard:
-                if str(shard["model"]) != model:
-                    continue
-                columns = zip(shard["sha256"], shard["fault"], shard["embeddings"], strict=True)
-                for sha256, fault, row in columns:
-                    known[str(sha256)] = _Embedded(None if fault else row, str(fault) or None)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            continue
-    return known
+def _check_finite(rows: Embeddings, sound: Sequence[tuple[_Content, Picture]]) -> None:
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        path = sound[int(finite.argmin())][0].path
+        raise SynthdetError(
+            f"filter.model gives no finite embedding of {path}: its weights are damaged, name another"
+        )
 
 
 # --- scores and decisions ----------------------------------------------------------------------
 
 
-def _real_tiles(tiles: Sequence[Tile], embedded: Mapping[str, _Embedded]) -> RealTiles:
+def _real_tiles(tiles: Sequence[Tile], cache: EmbeddingCache) -> RealTiles:
     """Tiles with their embeddings; a real tile of one flat colour says nothing and is left out."""
-    rows = [(tile, embedded[tile.sha256].embedding) for tile in tiles]
-    sound = [(tile, row) for tile, row in rows if row is not None]
-    width = next((len(one.embedding) for one in embedded.values() if one.embedding is not None), 0)
+    sound = [tile for tile in tiles if cache.fault(tile.sha256) is None]
     return RealTiles(
-        tuple(tile.tile_id for tile, _ in sound),
-        tuple(tile.group for tile, _ in sound),
-        np.array([row for _, row in sound], dtype=np.float32).reshape(len(sound), width),
+        tuple(tile.tile_id for tile in sound),
+        tuple(tile.group for tile in sound),
+        cache.rows([tile.sha256 for tile in sound]),
+        tuple(tile.image_id for tile in sound),
+        tuple(tuple(sorted({box.class_id for box in tile.boxes})) for tile in sound),
     )
 
 
-def _write_centroid(path: Path, animals: RealTiles) -> None:
+def _calibrate(
+    animals: RealTiles,
+    backgrounds: RealTiles,
+    given: _Given,
+    cache: EmbeddingCache,
+    config: Config,
+) -> Calibration:
+    settings = config.filter
+    negatives = [one.sha256 for one in given.negatives if cache.fault(one.sha256) is None]
+    return calibrate(
+        animals,
+        backgrounds,
+        threshold=settings.threshold,
+        copy_threshold=settings.copy_threshold,
+        percentile=settings.percentile,
+        duplicate_threshold=settings.duplicate_threshold,
+        background_check=settings.background_check,
+        per_class=settings.per_class,
+        clusters=settings.clusters,
+        negatives=cache.rows(negatives) if negatives else None,
+    )
+
+
+def _write_centroid(path: Path, centroids: Centroids) -> bool:
+    """Write it; whether it stood there like this already."""
+    vectors = centroids.vectors[0] if centroids.class_ids == (None,) else centroids.vectors
+    if path.exists():
+        try:
+            if np.array_equal(np.load(path), vectors):
+                return True
+        except (OSError, ValueError):
+            pass
     with atomic_path(path) as temporary:
-        np.save(temporary, make_centroid(animals.embeddings))
+        np.save(temporary, vectors)
+    return False
+
+
+def _has_scores(path: Path, given: _Given) -> bool:
+    """Whether the scores of exactly these pictures stand there."""
+    if not path.exists():
+        return False
+    try:
+        pairs = zip(_each(path, Score), given.images(), strict=True)
+        return all(score.image_id == image.image_id for score, image in pairs)
+    except ValueError:  # more of one than of the other, or a line that is no score
+        return False
 
 
 def _write_scores(
-    path: Path,
-    images: Sequence[SyntheticImage],
-    embedded: Mapping[str, _Embedded],
+    folder: StageFolder,
+    given: _Given,
+    cache: EmbeddingCache,
     animals: RealTiles,
     backgrounds: RealTiles,
-) -> list[Score]:
-    scores = read_records(path, Score)
-    if path.exists() and [one.image_id for one in scores] == [one.image_id for one in images]:
-        return scores
-    pictures = [
+    centroids: Centroids,
+) -> None:
+    twins = _find_twins(folder, given, cache, centroids)
+    with atomic_path(folder.path / "scores.jsonl") as temporary, temporary.open("wb") as handle:
+        for block in _in_blocks(given.images(), BLOCK):
+            pictures = _with_embeddings(block, cache)
+            named = {one.image_id: twins.of(one.image_id) for one in pictures}
+            scores = score_pictures(
+                pictures,
+                animals,
+                backgrounds,
+                centroids=centroids,
+                twins={image_id: twin for image_id, twin in named.items() if twin is not None},
+            )
+            _write_lines(handle, scores)
+
+
+def _write_lines(handle: Any, records: Iterable[Record]) -> None:
+    handle.write("".join(record.to_line() + "\n" for record in records).encode("utf-8"))
+
+
+def _with_embeddings(
+    images: Sequence[SyntheticImage], cache: EmbeddingCache
+) -> list[EmbeddedPicture]:
+    faults = [cache.fault(image.sha256) for image in images]
+    rows = iter(
+        cache.rows([image.sha256 for image, fault in zip(images, faults, strict=True) if not fault])
+    )
+    return [
         EmbeddedPicture(
             image.image_id,
-            embedded[image.sha256].embedding,
-            embedded[image.sha256].fault,
+            None if fault else next(rows),
+            fault,
             is_background=image.asked_for == (),
+            asked_for=image.asked_for,
         )
-        for image in images
+        for image, fault in zip(images, faults, strict=True)
     ]
-    scores = score_pictures(pictures, animals, backgrounds)
-    write_records(path, scores)
-    return scores
 
 
-def _notes(calibration: Calibration, images: Sequence[SyntheticImage]) -> list[str]:
-    notes = list(calibration.notes)
-    unjudged = sum(image.asked_for == () for image in images)
-    if calibration.limits.backgrounds is None and unjudged:
-        notes.append(
-            f"fewer than {MIN_BACKGROUNDS} real background tiles: the {unjudged} pictures asked to be background "
-            "are only checked for faults"
+class _Twins:
+    """The most similar better picture of each, by name: numbers, and one list of names."""
+
+    def __init__(self, names: list[str], best: Any, similarities: Any) -> None:
+        self._names, self._best, self._similarities = names, best, similarities
+        self._numbers = {name: number for number, name in enumerate(names)}
+
+    def of(self, image_id: str) -> tuple[str, float] | None:
+        """Name and similarity; None for the best picture, and for those not asked for an animal."""
+        number = self._numbers.get(image_id)
+        if number is None or self._best[number] < 0:
+            return None
+        return self._names[self._best[number]], float(self._similarities[number])
+
+
+def _find_twins(
+    folder: StageFolder, given: _Given, cache: EmbeddingCache, centroids: Centroids
+) -> _Twins:
+    """Sort the pictures by similarity in a file of their own, and look for each one's nearest before it."""
+    names: list[str] = []
+    similarities: list[np.ndarray[Any, Any]] = []
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryFile(dir=folder.path, prefix=".tmp-") as plain,
+        tempfile.TemporaryFile(dir=folder.path, prefix=".tmp-") as ordered,
+    ):
+        for block in _in_blocks(given.images(), BLOCK):
+            members = [
+                one
+                for one in _with_embeddings(block, cache)
+                if one.embedding is not None and not one.is_background
+            ]
+            if members:
+                rows = np.stack([one.embedding for one in members if one.embedding is not None])
+                asked = [one.asked_for for one in members]
+                similarities.append(similarity_to_nearest(rows, centroids, asked))
+                names += [one.image_id for one in members]
+                plain.write(rows.tobytes())
+        if not names:
+            return _Twins([], [], [])
+        # Best first; of equals the earlier one.
+        order = np.argsort(-np.concatenate(similarities), kind="stable")
+        bytes_a_row = 4 * cache.width
+        for number in order.tolist():
+            plain.seek(number * bytes_a_row)
+            ordered.write(plain.read(bytes_a_row))
+
+        def read(start: int, stop: int) -> Embeddings:
+            ordered.seek(start * bytes_a_row)
+            content = ordered.read((stop - start) * bytes_a_row)
+            return np.frombuffer(content, dtype=np.float32).reshape(-1, cache.width)
+
+        best, cosines = find_twins(read, len(names))
+    return _Twins([names[number] for number in order.tolist()], best, cosines)
+
+
+def _write_decisions(
+    folder: StageFolder, given: _Given, calibration: Calibration
+) -> Counter[str | None]:
+    """Decide; returns how many pictures there are of each reason, and of none."""
+    alone = (_judge(score, image, calibration, ()) for score, image in _scored(folder, given))
+    spent = {one.image_id for one in alone if one.reason not in (None, TWIN)}
+    reasons: Counter[str | None] = Counter()
+    path = folder.path / "decisions.jsonl"
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        for block in _in_blocks(_scored(folder, given), BLOCK):
+            decisions = [_judge(score, image, calibration, spent) for score, image in block]
+            reasons.update(decision.reason for decision in decisions)
+            _write_lines(handle, decisions)
+    return reasons
+
+
+def _scored(folder: StageFolder, given: _Given) -> Iterator[tuple[Score, SyntheticImage]]:
+    return zip(_each(folder.path / "scores.jsonl", Score), given.images(), strict=True)
+
+
+def _judge(
+    score: Score, image: SyntheticImage, calibration: Calibration, spent: Container[str]
+) -> Decision:
+    return judge(score, calibration.limits, is_background=image.asked_for == (), spent=spent)
+
+
+# --- what is told ------------------------------------------------------------------------------
+
+
+def _measure_quality(
+    folder: StageFolder, given: _Given, cache: EmbeddingCache, animals: RealTiles
+) -> tuple[SetQuality | None, float | None]:
+    """The kept pictures with animals against the real val tiles; and train tiles against those."""
+    val = [tile for tile in given.tiles if tile.split == "val" and tile.boxes]
+    held_out = _real_tiles(val, cache)
+    decided = zip(_each(folder.path / "decisions.jsonl", Decision), given.images(), strict=True)
+    kept = [image.sha256 for one, image in decided if one.kept and image.asked_for != ()]
+    if len(kept) > _QUALITY_PICTURES:
+        chosen = np.linspace(0, len(kept) - 1, _QUALITY_PICTURES).round().astype(int)
+        kept = [kept[index] for index in chosen.tolist()]
+    real, groups = held_out.embeddings[:_QUALITY_PICTURES], held_out.groups[:_QUALITY_PICTURES]
+    quality = measure_set(real, groups, cache.rows(kept))
+    if quality is None:
+        return None, None
+    return quality, cmmd(animals.embeddings[:_QUALITY_PICTURES], real)
+
+
+def _tell_quality(quality: SetQuality | None, between_real: float | None) -> str | None:
+    if quality is None:
+        return None
+    shares = [
+        f"{name} {one.value:.2f} ({one.low:.2f} to {one.high:.2f})"
+        for name, one in (
+            ("precision", quality.precision),
+            ("recall", quality.recall),
+            ("density", quality.density),
+            ("coverage", quality.coverage),
         )
+    ]
+    distance = quality.cmmd
+    return (
+        f"kept pictures against {quality.num_real} real val tiles: CMMD {distance.value:.3f} "
+        f"({distance.low:.3f} to {distance.high:.3f}; real train tiles {between_real:.3f}), "
+        + ", ".join(shares)
+    )
+
+
+def _report_facts(
+    folder: StageFolder, given: _Given, calibration: Calibration, told: str | None
+) -> ReportFacts:
+    """What the report shows: all similarities as numbers, and a few pictures of either kind."""
+    similarities, asked, dropped = [], [], []
+    records = zip(
+        _each(folder.path / "decisions.jsonl", Decision), _scored(folder, given), strict=True
+    )
+    for decision, (score, image) in records:
+        background = image.asked_for == ()
+        value = score.background_similarity if background else score.similarity
+        similarities.append(np.nan if value is None else value)
+        asked.append(not background)
+        dropped.append(not decision.kept)
+    values, is_asked, is_dropped = (
+        np.array(similarities),
+        np.array(asked, bool),
+        np.array(dropped, bool),
+    )
+    order = np.argsort(np.nan_to_num(values, nan=-2.0), kind="stable")
+    chosen = {
+        kind: _thin_out([n for n in order.tolist() if is_dropped[n] == kind], MAX_SHOWN)
+        for kind in (False, True)
+    }
+    wanted = {number for numbers in chosen.values() for number in numbers}
+    shown: dict[int, Shown] = {}
+    records = zip(
+        _each(folder.path / "decisions.jsonl", Decision), _scored(folder, given), strict=True
+    )
+    for number, (decision, (_, image)) in enumerate(records):
+        if number in wanted:
+            shown[number] = Shown(
+                given.workspace.root / image.path,
+                None if np.isnan(values[number]) else float(values[number]),
+                decision.reason,
+                image.asked_for == (),
+            )
+    sound = is_asked & ~np.isnan(values)
+    return ReportFacts(
+        kept=tuple(shown[number] for number in chosen[False]),
+        num_kept=int((~is_dropped).sum()),
+        dropped=tuple(shown[number] for number in chosen[True]),
+        num_dropped=int(is_dropped.sum()),
+        similarities=values[sound],
+        calibration=calibration,
+        quality=told,
+    )
+
+
+def _thin_out(members: Sequence[int], most: int) -> list[int]:
+    """At most so many, the first, the last, and evenly between."""
+    if len(members) <= most:
+        return list(members)
+    return [members[index] for index in np.linspace(0, len(members) - 1, most).round().astype(int)]
+
+
+def _notes(calibration: Calibration, given: _Given) -> list[str]:
+    notes = list(calibration.notes)
+    if calibration.limits.backgrounds is None:
+        unjudged = sum(image.asked_for == () for image in given.images())
+        if unjudged:
+            notes.append(
+                f"fewer than {MIN_BACKGROUNDS} real background tiles: the {unjudged} pictures asked to be background "
+                "are only checked for faults"
+            )
     return notes
 
 
 def _counts(
-    decisions: Sequence[Decision], calibration: Calibration, animals: RealTiles, config: Config
+    reasons: Mapping[str | None, int], calibration: Calibration, animals: RealTiles, config: Config
 ) -> dict[str, Any]:
-    dropped = Counter(one.reason for one in decisions if one.reason is not None)
     limits, left_out = calibration.limits, calibration.left_out
+    order = (FAR, COPY, EMPTY, TWIN, *FAULTS)
     return {
-        "pictures": len(decisions),
-        "kept": sum(one.kept for one in decisions),
-        "dropped": {reason: dropped[reason] for reason in (FAR, COPY, *FAULTS) if dropped[reason]},
+        "pictures": sum(reasons.values()),
+        "kept": reasons.get(None, 0),
+        "dropped": {reason: reasons[reason] for reason in order if reasons.get(reason)},
         "threshold": limits.animals,
         "threshold_from": "calibrated" if config.filter.threshold == "calibrated" else "given",
         "background_threshold": limits.backgrounds,
         "copy_threshold": limits.copy,
+        "duplicate_threshold": limits.twin,
+        "background_margin": limits.empty,
         "real_tiles": len(animals.tile_ids),
         "real_groups": len(set(animals.groups)),
         "left_out_by": left_out.by if left_out else None,
         "real_lost": calibration.real_lost,
         "negatives": len(calibration.negatives),
         "negatives_passing": calibration.negatives_passing,
+        "named_negatives": len(calibration.named),
+        "named_negatives_passing": calibration.named_passing,
         "separation": calibration.separation,
     }
 
 
 def _closing_line(counts: Mapping[str, Any]) -> str:
     parts = [f"{counts['kept']:,} kept of {counts['pictures']:,}"]
+    plurals = {COPY: COPY.replace("copy", "copies", 1), TWIN: f"{TWIN}s"}
     for reason, number in counts["dropped"].items():
-        copies = reason == COPY and number > 1
-        parts.append(f"{number:,} {reason.replace('copy', 'copies', 1) if copies else reason}")
+        parts.append(f"{number:,} {plurals.get(reason, reason) if number > 1 else reason}")
     threshold = f"(threshold {counts['threshold']:.2f}, {counts['threshold_from']})"
     return f"{' · '.join(parts)}  {threshold}"

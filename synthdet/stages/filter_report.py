@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,26 +13,29 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from synthdet.core.records import Decision, Score, SyntheticImage
 from synthdet.core.similarity import Calibration
 
 _COLUMNS = 12
-_MAX_KEPT = 36
-_MAX_DROPPED = 36
+MAX_SHOWN = 36
+"""Pictures on the sheet, of those kept and of those dropped."""
 _THUMB = 120
 _GAP = (8, 26)
 # Colours that most eyes tell apart. Source: Okabe & Ito, "Color Universal Design", 2008.
-_REAL, _SYNTHETIC, _NEGATIVE, _DROPPED, _INK = "#0072b2", "#e69f00", "#8c8c8c", "#c1440e", "#222222"
+_REAL, _SYNTHETIC, _NEGATIVE, _NAMED = "#0072b2", "#e69f00", "#8c8c8c", "#cc79a7"
+_DROPPED, _INK = "#c1440e", "#222222"
 _SHORT = {
     "far from real": "far",
     "copy of a real photo": "copy",
+    "looks like background": "background?",
+    "near-duplicate": "twin",
+    "the model failed on it": "failed",
     "blank": "blank",
     "unreadable": "unreadable",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
+class Shown:
     """A picture on the contact sheet."""
 
     path: Path
@@ -40,39 +44,39 @@ class _Shown:
     is_background: bool
 
 
-def draw_report(
-    path: Path,
-    root: Path,
-    images: Sequence[SyntheticImage],
-    scores: Sequence[Score],
-    decisions: Sequence[Decision],
-    calibration: Calibration,
-) -> None:
-    """Draw ``report.png``: the same bytes for the same records.
+@dataclass(frozen=True, slots=True)
+class ReportFacts:
+    """What the report shows.
+
+    Attributes:
+        kept: Some of the pictures that are kept, worst first.
+        num_kept: How many there are.
+        dropped: Some of those that are not.
+        num_dropped: How many there are.
+        similarities: Of all pictures asked for an animal.
+        calibration: The thresholds and the real tiles' own similarities.
+        quality: The set as a whole against held-out real tiles, in words.
+    """
+
+    kept: tuple[Shown, ...]
+    num_kept: int
+    dropped: tuple[Shown, ...]
+    num_dropped: int
+    similarities: NDArray[np.float64]
+    calibration: Calibration
+    quality: str | None
+
+
+def draw_report(path: Path, facts: ReportFacts) -> None:
+    """Draw ``report.png``: the same bytes for the same facts.
 
     Args:
         path: The PNG to write.
-        root: The run folder, to which the pictures' paths are relative.
-        images: All synthetic pictures.
-        scores: Their raw scores, in the same order.
-        decisions: What was made of them, in the same order.
-        calibration: The thresholds and the real tiles' own similarities.
+        facts: What it shows.
     """
-    shown = [
-        _Shown(
-            root / image.path,
-            score.background_similarity if image.asked_for == () else score.similarity,
-            decision.reason,
-            image.asked_for == (),
-        )
-        for image, score, decision in zip(images, scores, decisions, strict=True)
-    ]
-    shown.sort(key=lambda one: -2.0 if one.similarity is None else one.similarity)
-    kept = [one for one in shown if one.reason is None]
-    dropped = [one for one in shown if one.reason is not None]
     sheets = [
-        (f"kept, worst to best ({len(kept)})", _thin_out(kept, _MAX_KEPT)),
-        (f"dropped ({len(dropped)})", _thin_out(dropped, _MAX_DROPPED)),
+        (f"kept, worst to best ({facts.num_kept:,})", facts.kept),
+        (f"dropped ({facts.num_dropped:,})", facts.dropped),
     ]
     sheets = [(title, members) for title, members in sheets if members]
     heights = [3.3] + [0.45 + 0.95 * _num_rows(members) for _, members in sheets]
@@ -80,16 +84,14 @@ def draw_report(
     axes = figure.subplots(len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[
         :, 0
     ]
-    _draw_histograms(axes[0], shown, calibration)
+    _draw_histograms(axes[0], facts)
     for axis, (title, members) in zip(axes[1:], sheets, strict=True):
         _draw_sheet(axis, title, members)
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def _draw_histograms(axis: Axes, shown: Sequence[_Shown], calibration: Calibration) -> None:
-    asked = [
-        one.similarity for one in shown if not one.is_background and one.similarity is not None
-    ]
+def _draw_histograms(axis: Axes, facts: ReportFacts) -> None:
+    calibration = facts.calibration
     left_out = calibration.left_out
     real = left_out.similarities if left_out else np.empty(0)
     by = f", each {left_out.by} left out" if left_out else ""
@@ -99,9 +101,12 @@ def _draw_histograms(axis: Axes, shown: Sequence[_Shown], calibration: Calibrati
             calibration.negatives,
             _NEGATIVE,
         ),
-        (f"synthetic (n = {len(asked)})", np.array(asked), _SYNTHETIC),
+        (f"synthetic (n = {len(facts.similarities):,})", facts.similarities, _SYNTHETIC),
         (f"real tiles with an animal{by} (n = {len(real)})", real, _REAL),
     ]
+    if len(calibration.named):
+        name = f"filter.negatives (n = {len(calibration.named)})"
+        sets.insert(1, (name, calibration.named, _NAMED))
     threshold = calibration.limits.animals
     everything = np.concatenate([values for _, values, _ in sets] + [np.array([threshold])])
     # A few pictures of nothing known would squeeze all others into a corner: they go to the first bin.
@@ -119,22 +124,27 @@ def _draw_histograms(axis: Axes, shown: Sequence[_Shown], calibration: Calibrati
     axis.axvline(threshold, color=_INK, ls="--", lw=1.2, label=f"threshold {threshold:.3f}")
     axis.set_xlabel("cosine similarity to the centroid of the real train tiles with an animal")
     axis.set_ylabel("% of each set")
-    axis.set_title(_figures(calibration), loc="left", fontsize=10, color=_INK, pad=10)
+    axis.set_title(_figures(facts), loc="left", fontsize=10, color=_INK, pad=10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_ylim(top=1.35 * axis.get_ylim()[1])  # room for the legend
     axis.legend(frameon=False, fontsize=8, loc="upper left")
 
 
-def _figures(calibration: Calibration) -> str:
-    parts = []
+def _figures(facts: ReportFacts) -> str:
+    calibration, parts = facts.calibration, []
     if calibration.real_lost is not None:
         parts.append(f"{calibration.real_lost:.1%} of real tiles with an animal would be lost")
     if calibration.negatives_passing is not None:
         parts.append(f"{calibration.negatives_passing:.1%} of real background tiles would pass")
-    return " · ".join(parts)
+    if calibration.named_passing is not None:
+        parts.append(f"{calibration.named_passing:.1%} of filter.negatives")
+    told = " · ".join(parts)
+    if facts.quality is None:
+        return told
+    return "\n".join([told, *textwrap.wrap(facts.quality, 150)])
 
 
-def _draw_sheet(axis: Axes, title: str, members: Sequence[_Shown]) -> None:
+def _draw_sheet(axis: Axes, title: str, members: Sequence[Shown]) -> None:
     axis.set_axis_off()
     axis.set_anchor("NW")
     axis.set_title(title, loc="left", fontsize=10, color=_INK)
@@ -154,21 +164,14 @@ def _draw_sheet(axis: Axes, title: str, members: Sequence[_Shown]) -> None:
     axis.imshow(sheet, interpolation="antialiased")
 
 
-def _caption(one: _Shown) -> str:
+def _caption(one: Shown) -> str:
     figure = "" if one.similarity is None else f"{one.similarity:.3f}"
     kind = "empty" if one.is_background else ""
     reason = _SHORT.get(one.reason, one.reason) if one.reason else ""
     return " ".join(part for part in (figure, reason, kind) if part)
 
 
-def _thin_out(members: Sequence[_Shown], most: int) -> list[_Shown]:
-    """At most so many, the first, the last, and evenly between."""
-    if len(members) <= most:
-        return list(members)
-    return [members[index] for index in np.linspace(0, len(members) - 1, most).round().astype(int)]
-
-
-def _num_rows(members: Sequence[_Shown]) -> int:
+def _num_rows(members: Sequence[Shown]) -> int:
     return max(1, -(-len(members) // _COLUMNS))
 
 

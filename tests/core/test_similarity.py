@@ -196,3 +196,103 @@ def test_without_real_backgrounds_a_background_is_not_judged() -> None:
     decision = similarity.judge(Score(image_id="x", similarity=0.1), limits, is_background=True)
     assert decision.kept
     assert decision.threshold == similarity.NO_LIMIT
+
+
+def test_large_flat_pictures_are_blank_and_large_others_are_not() -> None:
+    flat = np.full((700, 900, 3), 60, np.uint8)
+    assert similarity.find_fault(flat) == "blank"
+    flat[:, 450:] = 90
+    assert similarity.find_fault(flat) is None
+    speck = np.full((700, 900, 3), 60, np.uint8)
+    speck[1:40, 1:40] = 255  # what a sample may miss
+    assert similarity.find_fault(speck) is None
+
+
+def test_a_centroid_a_class_and_the_classes_asked_for() -> None:
+    animals = RealTiles(
+        ("a", "b", "c", "d"), ("s",) * 4, at_degrees(0, 10, 90, 100), ("p",) * 4,
+        ((0,), (0,), (1,), (1,)),
+    )  # fmt: skip
+    centroids = similarity.make_centroids(animals, per_class=True)
+    assert centroids.class_ids == (0, 1)
+    assert centroids.vectors == pytest.approx(at_degrees(5, 95), abs=1e-6)
+    rows = at_degrees(5, 5, 5, 5, 5)
+    asked: list[tuple[int, ...] | None] = [(0,), (1,), (0, 1), None, (7,)]
+    found = similarity.similarity_to_nearest(rows, centroids, asked)
+    assert found == pytest.approx([1, 0, 1, 1, 1], abs=1e-6)
+    one = similarity.make_centroids(animals)
+    assert one.class_ids == (None,)
+    assert similarity.similarity_to_nearest(rows[:2], one, asked[:2]) == pytest.approx(
+        [np.cos(np.radians(45))] * 2, abs=1e-6
+    )
+
+
+def test_two_looks_have_two_centroids() -> None:
+    animals = tiles(("a", 0), ("b", 4), ("a", 80), ("b", 84), ("c", 88))
+    found = similarity.make_centroids(animals, clusters=2)
+    assert sorted(found.vectors[:, 1].tolist()) == pytest.approx(
+        np.sin(np.radians([2, 84])), abs=1e-3
+    )
+    assert len(similarity.make_centroids(tiles(("a", 3), ("b", 3)), clusters=4).vectors) == 1
+    left = similarity.leave_out(animals, clusters=2)
+    assert left is not None
+    assert left.similarities.min() > np.cos(np.radians(10))
+
+
+def test_twins_are_the_nearest_before() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(37, 6)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    for block in (5, 37, 100):
+        best, cosines = similarity.find_twins(lambda a, b: rows[a:b], 37, block=block)
+        assert (best[0], cosines[0]) == (-1, -1)
+        for number in range(1, 37):
+            expected = rows[number] @ rows[:number].T
+            assert best[number] == expected.argmax()
+            assert cosines[number] == pytest.approx(expected.max(), abs=1e-6)
+
+
+def test_two_tiles_of_a_photo_say_what_is_a_near_duplicate() -> None:
+    animals = RealTiles(
+        ("a", "b", "c", "d", "e"), ("s", "s", "s", "t", "u"), at_degrees(0, 4, 50, 80, 81),
+        ("p", "p", "q", "r", "v"),
+    )  # fmt: skip
+    assert similarity.closest_within_photos(animals) == cosine(4)
+    limits = _calibrate(animals, NOTHING, duplicate_threshold="calibrated").limits
+    assert limits.twin == cosine(1)  # two sites are nearer to each other: no sign of a copy then
+    assert _calibrate(THREE_SITES, NOTHING, duplicate_threshold="calibrated").limits.twin is None
+    assert _calibrate(THREE_SITES, NOTHING, duplicate_threshold=0.9).limits.twin == 0.9
+
+
+def test_an_animal_that_looks_like_background() -> None:
+    water = tiles(*[("abc"[n % 3], 80.0 + n) for n in range(6)])
+    animals = tiles(("a", 0), ("b", 10), ("c", 20), ("a", 30))
+    limit = _calibrate(animals, water, background_check=True).limits.empty
+    assert limit is not None
+    assert limit < 0
+    limits = Limits(animals=0, backgrounds=None, copy=None, empty=limit, twin=None)
+    near = Score(image_id="x", similarity=0.5, background_similarity=0.5 + limit + 0.01)
+    far = Score(image_id="x", similarity=0.5, background_similarity=0.5 + limit - 0.01)
+    assert similarity.judge(near, limits, is_background=False).reason == "looks like background"
+    assert similarity.judge(far, limits, is_background=False).kept
+    assert similarity.judge(near, limits, is_background=True).kept
+    mixed = tiles(*[("abc"[n % 3], 5.0 * n) for n in range(6)])
+    blurred = _calibrate(animals, mixed, background_check=True)
+    assert blurred.limits.empty is None
+    assert any("the label stage has to" in note for note in blurred.notes)
+
+
+def test_a_twin_of_a_picture_that_is_dropped_stays() -> None:
+    limits = Limits(animals=0, backgrounds=None, copy=None, empty=None, twin=0.9)
+    score = Score(image_id="x", similarity=0.5, twin="y", twin_similarity=0.95)
+    assert similarity.judge(score, limits, is_background=False).reason == "near-duplicate"
+    assert similarity.judge(score, limits, is_background=False, spent={"y"}).kept
+
+
+def test_named_negatives_lower_the_separation() -> None:
+    named = _calibrate(THREE_SITES, NOTHING, negatives=at_degrees(20, 120))
+    assert named.named == pytest.approx([1, np.cos(np.radians(100))], abs=0.02)
+    assert named.named_passing == 0.5
+    assert named.separation is not None
+    assert named.separation < 1
+    assert any("50% of the 2 pictures in filter.negatives" in note for note in named.notes)

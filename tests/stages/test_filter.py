@@ -139,15 +139,40 @@ def test_whole(prepared: tuple[Workspace, Config]) -> None:
     assert 0 <= counts["negatives_passing"] <= 1
     assert f"{kept} kept of 10" in said
     assert "calibrated)" in said
-    # 12 train tiles and 10 pictures, one of them a tile once more; black and torn are not embedded.
-    assert sum(embedder.sizes) == 19
+    # 12 train and 2 val tiles and 10 pictures, one a tile once more; black and torn are not embedded.
+    assert sum(embedder.sizes) == 21
 
 
-def test_val_and_test_tiles_are_never_looked_at(prepared: tuple[Workspace, Config]) -> None:
-    workspace, _ = prepared
-    for split in ("val", "test"):
-        shutil.rmtree(workspace.stage("prepare").path / "tiles" / split)
+def test_test_tiles_are_never_looked_at(prepared: tuple[Workspace, Config]) -> None:
+    shutil.rmtree(prepared[0].stage("prepare").path / "tiles" / "test")
     run(prepared)
+
+
+def test_val_tiles_say_how_good_the_set_is_and_decide_nothing(
+    prepared: tuple[Workspace, Config],
+) -> None:
+    workspace, config = prepared
+    lenient = ("filter.copy_threshold=1", "filter.duplicate_threshold=null")
+    run(prepared, None, *lenient)
+    told = (workspace.stage("filter").lock() or {})["counts"]
+    assert told["quality"] is None  # two val tiles say nothing
+    decisions = decisions_of(workspace)
+    scores = (workspace.stage("filter").path / "scores.jsonl").read_bytes()
+    shutil.rmtree(workspace.root)
+    workspace, config = make_run(workspace.root, filter={"batch_size": 3, "model": "fake"})
+    tiles = make_tiles(workspace, val=(1,) * 8)
+    images, _ = make_images(workspace, ASKED + ((0,),) * 6)
+    spoil(workspace, images, workspace.root / tiles[0].path)
+    said = run((workspace, config), None, *lenient)
+    told = (workspace.stage("filter").lock() or {})["counts"]
+    assert told["quality"]["num_real"] == 8
+    low, value, high = (told["quality"]["cmmd"][key] for key in ("low", "value", "high"))
+    assert 0 <= low <= value <= high
+    assert "kept pictures against 8 real val tiles: CMMD" in said
+    again = {one.image_id: one for one in decisions_of(workspace)}
+    assert {one.threshold for one in decisions} == {one.threshold for one in again.values()}
+    raw = (workspace.stage("filter").path / "scores.jsonl").read_bytes()
+    assert scores.splitlines()[RED] == raw.splitlines()[RED]
 
 
 def test_twice_opens_no_model_and_changes_nothing(prepared: tuple[Workspace, Config]) -> None:
@@ -200,8 +225,8 @@ def test_killed_in_a_batch_and_resumed(prepared: tuple[Workspace, Config], call:
     run(prepared, embedder)
     whole = file_bytes(folder)
     shutil.rmtree(folder)
-    with pytest.raises(PlannedError):
-        run(prepared, FakeEmbedder(fail_at=call))
+    with pytest.raises(KeyboardInterrupt):
+        run(prepared, FakeEmbedder(fail_at=call, error=KeyboardInterrupt))
     assert not (folder / "scores.jsonl").exists()
     resumed = FakeEmbedder()
     run(prepared, resumed)
@@ -210,7 +235,7 @@ def test_killed_in_a_batch_and_resumed(prepared: tuple[Workspace, Config], call:
 
 
 @pytest.mark.parametrize(
-    "name", ["_write_centroid", "_write_scores", "write_records", "draw_report"]
+    "name", ["_write_centroid", "_write_scores", "_write_decisions", "draw_report"]
 )
 def test_killed_between_files_and_resumed(
     prepared: tuple[Workspace, Config], monkeypatch: pytest.MonkeyPatch, name: str
@@ -265,7 +290,7 @@ def test_a_torn_shard_is_made_again(prepared: tuple[Workspace, Config]) -> None:
     shards[0].write_bytes(shards[0].read_bytes()[:50])
     embedder = FakeEmbedder()
     run(prepared, embedder, "filter.threshold=0.5")
-    assert embedder.calls == 1
+    assert sum(embedder.sizes) == 21
     run(prepared)
     assert file_bytes(workspace.stage("filter").path) == whole
 
@@ -279,7 +304,101 @@ def test_embeddings_of_another_model_are_not_used(prepared: tuple[Workspace, Con
     embedder = FakeEmbedder()
     shutil.copytree(shards, workspace.stage("filter").path / "embeddings")
     run(prepared, embedder)
-    assert sum(embedder.sizes) == 19
+    assert sum(embedder.sizes) == 21
+
+
+def test_a_batch_on_which_the_model_throws(prepared: tuple[Workspace, Config]) -> None:
+    """It throws whenever it sees the red picture: that one gets a reason, its batch their scores."""
+
+    class Picky(FakeEmbedder):
+        def embed_shrunk(self, pictures: Any) -> Any:
+            if any(picture[:, 0].mean() > 1.5 * picture[:, 1].mean() for picture in pictures):
+                raise RuntimeError("red")
+            return super().embed_shrunk(pictures)
+
+    workspace, _ = prepared
+    run(prepared, Picky())
+    reasons = {one.image_id: one.reason for one in decisions_of(workspace)}
+    assert reasons[f"syn-{RED:06d}"] == "the model failed on it"
+    scores = read_records(workspace.stage("filter").path / "scores.jsonl", Score)
+    assert sum(score.similarity is not None for score in scores) == len(ASKED) - 3
+
+
+def test_a_model_that_never_works_is_no_fault_of_the_pictures(
+    prepared: tuple[Workspace, Config],
+) -> None:
+    class Broken(FakeEmbedder):
+        def embed_shrunk(self, pictures: Any) -> Any:
+            raise RuntimeError("no kernel")
+
+    with pytest.raises(RuntimeError, match="no kernel"):
+        run(prepared, Broken())
+
+
+def test_a_near_duplicate_goes_and_the_better_one_stays(tmp_path: Path) -> None:
+    workspace, config = make_run(tmp_path / "run", filter={"model": "fake"})
+    make_tiles(workspace)
+    images, _ = make_images(workspace, ((0,),) * 4 + ((),) * 2)
+    for twin, of in ((2, 1), (5, 4)):  # the same but for a pixel; backgrounds are left alone
+        path = workspace.root / images[twin].path
+        with Image.open(workspace.root / images[of].path) as image:
+            image.putpixel((0, 0), (200, 30, 30))
+            image.save(path)
+        images[twin] = images[twin].model_copy(update={"sha256": hash_file(path)})
+    folder = workspace.stage("generate")
+    write_records(folder.path / "images.jsonl", images)
+    finish(folder, ["images.jsonl"])
+    given = ("filter.threshold=0", "filter.copy_threshold=1")
+    run((workspace, config), None, *given, "filter.duplicate_threshold=0.9999")
+    scores = read_records(workspace.stage("filter").path / "scores.jsonl", Score)
+    better, worse = sorted((1, 2), key=lambda n: -(scores[n].similarity or 0))
+    reasons = [one.reason for one in decisions_of(workspace)]
+    assert [n for n, reason in enumerate(reasons) if reason] == [worse]
+    assert reasons[worse] == "near-duplicate"
+    assert scores[worse].twin == f"syn-{better:06d}"
+    assert scores[4].twin is None
+    run((workspace, config), None, *given, "filter.duplicate_threshold=null")
+    assert all(one.kept for one in decisions_of(workspace))
+
+
+def test_named_negatives_are_checked_and_cost_no_other_picture(
+    prepared: tuple[Workspace, Config], tmp_path: Path
+) -> None:
+    workspace, _ = prepared
+    run(prepared)
+    before = decisions_of(workspace)
+    place = tmp_path / "negatives" / "deep"
+    place.mkdir(parents=True)
+    shutil.copyfile(workspace.root / "1-prepare/tiles/train/train-003.png", place / "a.png")
+    for number in range(3):
+        rng = np.random.default_rng(10 + number)
+        red = (np.array([220, 30, 20]) + rng.normal(0, 9, (48, 72, 3))).clip(0, 255)
+        Image.fromarray(red.astype(np.uint8)).save(place / f"{number}.png")
+    (place / "notes.txt").write_text("no picture")
+    embedder = FakeEmbedder()
+    said = run(prepared, embedder, f"filter.negatives={place.parent}", "filter.batch_size=1")
+    assert sum(embedder.sizes) == 3  # the fourth is a real tile
+    told = (workspace.stage("filter").lock() or {})["counts"]
+    assert (told["named_negatives"], told["named_negatives_passing"]) == (4, 0.25)
+    assert "25% of the 4 pictures in filter.negatives would pass" in said
+    assert decisions_of(workspace) == before
+    with pytest.raises(SynthdetError, match=r"filter\.negatives: there is no picture"):
+        run(prepared, None, f"filter.negatives={tmp_path / 'nowhere'}")
+
+
+def test_new_centroids_open_no_model(prepared: tuple[Workspace, Config]) -> None:
+    workspace, config = prepared
+    run(prepared)
+    whole = file_bytes(workspace.stage("filter").path)
+    reporter, _ = quiet()
+    several = set_values(config, ["filter.per_class=true", "filter.clusters=2"])
+    filter_stage.run(workspace, several, reporter, open_embedder=no_model)
+    centroids = np.load(workspace.stage("filter").path / "centroid.npy")
+    assert centroids.ndim == 2
+    assert 2 < len(centroids) <= 4
+    assert file_bytes(workspace.stage("filter").path)["scores.jsonl"] != whole["scores.jsonl"]
+    filter_stage.run(workspace, config, reporter, open_embedder=no_model)
+    assert file_bytes(workspace.stage("filter").path) == whole
 
 
 def test_a_damaged_real_tile_is_an_error(prepared: tuple[Workspace, Config]) -> None:
@@ -291,8 +410,8 @@ def test_a_damaged_real_tile_is_an_error(prepared: tuple[Workspace, Config]) -> 
 
 def test_an_embedding_that_is_not_finite_is_an_error(prepared: tuple[Workspace, Config]) -> None:
     class Broken(FakeEmbedder):
-        def embed(self, pictures: Any) -> Any:
-            return super().embed(pictures) * np.float32("nan")
+        def embed_shrunk(self, pictures: Any) -> Any:
+            return super().embed_shrunk(pictures) * np.float32("nan")
 
     with pytest.raises(SynthdetError, match=r"filter\.model gives no finite embedding"):
         run(prepared, Broken())
