@@ -197,10 +197,14 @@ class Decision(Record):
 
 
 class Detections(Record):
-    """A line of ``5-label/detections.jsonl``: raw boxes down to a low confidence, written once."""
+    """A line of ``5-label/detections.jsonl``: raw boxes down to a low confidence, written once.
+
+    ``fault`` says why there are none, where the detector failed on the picture.
+    """
 
     image_id: str
     boxes: tuple[DetectedBox, ...]
+    fault: str | None = None
 
 
 LabelStatus = Literal["accept", "review", "negative"]

@@ -72,6 +72,8 @@ from synthdet.workspace import (
     write_text,
 )
 
+FAILED = "the detector failed on it"
+
 DETECTION_BATCH = 32
 """Pictures whose boxes are written at once. Part of what is made, so it is no knob."""
 
@@ -131,11 +133,17 @@ def run(
     val_found = _detect(val_path, val if pictures else [], "prepare", opened, reporter, views=views)
     found = _detect(path, pictures, "generate", opened, reporter, views=views)
 
+    failed = [one.image_id for one in val_found.values() if one.fault is not None]
+    if failed:
+        reporter.note("label", f"the detector failed on {len(failed)} real val tiles: {failed[0]}")
     val_boxes = _joined(val_found, views=views)
     calibration = _calibrate(given, val_boxes, config, reporter)
     rules = _make_rules(given, calibration, config)
     accepted = _measure(given, val_boxes, rules)
-    labels = _decide(given, _joined(found, views=views), rules)
+    labels = [
+        _failed(label) if found[label.image_id].fault is not None else label
+        for label in _decide(given, _joined(found, views=views), rules)
+    ]
     _write_calibration(folder.path / "calibration.json", calibration, accepted, rules)
     write_records(folder.path / "labels.jsonl", labels)
     counts = _counts(labels, calibration, accepted, config)
@@ -297,16 +305,16 @@ def _detect(
                 if not file.exists():
                     raise _missing(file, made_by)
             detector, to_run = opened()
-            files = [file for _id, file in batch]
-            boxes = detector.detect(files, min_confidence=MIN_CONFIDENCE, views=views)
+            boxes = _draw(detector, [file for _id, file in batch], views=views)
             made = [
                 Detections(
                     image_id=image_id,
                     boxes=tuple(
                         box.model_copy(update={"class_id": to_run[box.class_id]})
-                        for box in drawn
+                        for box in drawn or ()
                         if box.class_id in to_run
                     ),
+                    fault=FAILED if drawn is None else None,
                 )
                 for (image_id, _file), drawn in zip(batch, boxes, strict=True)
             ]
@@ -315,6 +323,28 @@ def _detect(
             found |= {one.image_id: one for one in made}
             advance(len(made))
     return found
+
+
+def _draw(
+    detector: Detector, files: Sequence[Path], *, views: bool
+) -> list[tuple[DetectedBox, ...] | None]:
+    """Boxes of each file; a batch that fails is drawn one by one. None where that fails too.
+
+    Raises:
+        SynthdetError: Nothing in the batch works: it is the detector, not the pictures.
+    """
+    try:
+        return [*detector.detect(files, min_confidence=MIN_CONFIDENCE, views=views)]
+    except SynthdetError as error:
+        drawn: list[tuple[DetectedBox, ...] | None] = []
+        for file in files:
+            try:
+                drawn += detector.detect([file], min_confidence=MIN_CONFIDENCE, views=views)
+            except SynthdetError:
+                drawn.append(None)
+        if all(boxes is None for boxes in drawn):
+            raise error from None
+        return drawn
 
 
 def _missing(path: Path, stage: str) -> SynthdetError:
@@ -417,6 +447,10 @@ def _decide(
         for image in given.images
         if image.image_id in given.kept
     ]
+
+
+def _failed(label: Label) -> Label:
+    return label.model_copy(update={"status": "review", "reason": FAILED})
 
 
 def _write_calibration(

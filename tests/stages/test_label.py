@@ -246,6 +246,40 @@ def test_eight_views_are_kept_raw_and_joined(
     assert labels_of(workspace)["syn-000000"].boxes[0].source == "detector"
 
 
+def test_a_picture_on_which_the_detector_fails(
+    prepared: tuple[Workspace, Config, FakeDetector],
+) -> None:
+    """It fails on two pictures, as where its process is killed: these wait, their batches are drawn."""
+    workspace, config, drawing = prepared
+
+    class Picky(FakeDetector):
+        def detect(self, paths: Any, **settings: Any) -> Any:
+            if any(path.stem in (f"syn-{EMPTY:06d}", "syn-000040") for path in paths):
+                raise SynthdetError("the detector's process was killed")
+            return super().detect(paths, **settings)
+
+    run((workspace, config, Picky(drawing.boxes)))
+    labels = labels_of(workspace)
+    for number in (EMPTY, 40):
+        label = labels[f"syn-{number:06d}"]
+        assert (label.status, label.reason) == ("review", "the detector failed on it")
+    assert labels["syn-000000"].status == labels["syn-000041"].status == "accept"
+    found = read_records(workspace.stage("label").path / "detections.jsonl", Detections)
+    assert [one.image_id for one in found if one.fault] == [f"syn-{EMPTY:06d}", "syn-000040"]
+
+
+def test_a_detector_that_never_works_is_an_error(
+    prepared: tuple[Workspace, Config, FakeDetector],
+) -> None:
+    class Broken(FakeDetector):
+        def detect(self, paths: Any, **settings: Any) -> Any:
+            raise SynthdetError("the detector's process died: no kernel")
+
+    workspace, config, _ = prepared
+    with pytest.raises(SynthdetError, match="no kernel"):
+        run((workspace, config, Broken()))
+
+
 def test_the_calibration_is_stored_with_its_curve(
     prepared: tuple[Workspace, Config, FakeDetector],
 ) -> None:
