@@ -152,6 +152,16 @@ class FinetuneConfig(Section):
     """Train on the eight turns and mirrors of every tile: from above there is no up."""
     checkpointing_steps: int = Field(100, ge=1)
     """Optimizer steps between two checkpoints, from which a killed training goes on."""
+    validation_steps: int = Field(100, ge=1)
+    """Optimizer steps between two losses on the val tiles (fixed noise and timesteps), which train nothing."""
+    use_dora: bool = False
+    """Learn a magnitude beside each direction (Liu et al., 2024): slower, often closer to full training at a low rank."""
+    train_text_encoder: bool = False
+    """Both text encoders get a LoRA too, in their attention: for words that SDXL does not know. They then stay in memory (1.6 GB) and run at every step."""
+    kohya_copy: bool = _runtime(False)
+    """Write the LoRA in kohya's format too, for ComfyUI and others: pytorch_lora_weights_kohya.safetensors."""
+    tensorboard: bool = _runtime(True)
+    """Write event files into tensorboard/ where its package is installed."""
     num_samples: int = Field(4, ge=0)
     """Pictures drawn at the end with and without the LoRA, same seeds, into samples/."""
     seed: int = 0
@@ -160,9 +170,11 @@ class FinetuneConfig(Section):
     """Where the networks run."""
 
     @model_validator(mode="after")
-    def _check_rate(self) -> FinetuneConfig:
+    def _check_together(self) -> FinetuneConfig:
         if self.optimizer == "prodigy" and self.learning_rate < 0.1:
             raise ValueError("prodigy finds its own rate: set learning_rate to 1")
+        if self.use_dora and self.kohya_copy:
+            raise ValueError("a DoRA has no kohya copy: set use_dora or kohya_copy to false")
         return self
 
 

@@ -221,6 +221,11 @@ def _open_lora_trainer(config: Config, note: Callable[[str], None]) -> LoraTrain
         checkpointing_steps=settings.checkpointing_steps,
         seed=settings.seed,
         device=settings.device,
+        validation_steps=settings.validation_steps,
+        use_dora=settings.use_dora,
+        train_text_encoder=settings.train_text_encoder,
+        kohya_copy=settings.kohya_copy,
+        tensorboard=settings.tensorboard,
         note=note,
     )
 

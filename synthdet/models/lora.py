@@ -8,25 +8,20 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save
-from torch import Tensor
 
 from synthdet.errors import SynthdetError
 from synthdet.models.checkpoints import (
@@ -37,7 +32,11 @@ from synthdet.models.checkpoints import (
 )
 from synthdet.models.devices import memory_errors, resolve_device, resolve_dtype
 from synthdet.models.lora_data import NUM_SYMMETRIES, LatentCache, Material
+from synthdet.models.lora_file import check_weights, serialise, serialise_kohya
+from synthdet.models.lora_log import METRICS_NAME as METRICS_NAME
+from synthdet.models.lora_log import Log
 from synthdet.models.lora_step import Training
+from synthdet.models.lora_text import TEXT_MODULES, TextSide
 from synthdet.models.protocols import TrainTile
 from synthdet.models.sdxl import (
     Embedding,
@@ -46,10 +45,12 @@ from synthdet.models.sdxl import (
     guides_from_zeros,
     load_pipeline,
 )
-from synthdet.workspace import atomic_path, write_text
+from synthdet.workspace import atomic_path, read_json, write_json
 
 WEIGHTS_NAME: Final = "pytorch_lora_weights.safetensors"
-METRICS_NAME: Final = "metrics.jsonl"
+KOHYA_NAME: Final = "pytorch_lora_weights_kohya.safetensors"
+MEMORY_NAME: Final = "memory.json"
+_SHAPE: Final = ("gradient_checkpointing", "train_batch_size", "gradient_accumulation_steps")
 _LOG_STEPS: Final = 10
 _KEPT_CHECKPOINTS: Final = 2
 
@@ -81,6 +82,11 @@ class SdxlLoraTrainer:
         caption_dropout: Share of tiles without caption.
         symmetries: Train on the eight turns and mirror images of each tile.
         checkpointing_steps: Steps between two checkpoints.
+        validation_steps: Steps between two held-out losses.
+        use_dora: Learn a magnitude beside each direction. Source: Liu et al., "DoRA", 2024.
+        train_text_encoder: Both text encoders get a LoRA too, in their attention.
+        kohya_copy: Write the LoRA under kohya's names too.
+        tensorboard: Write TensorBoard's event files where its package is installed.
         seed: Of everything random.
         device: "auto", "cpu" or "cuda".
         note: Hears what a person should know.
@@ -108,20 +114,37 @@ class SdxlLoraTrainer:
     checkpointing_steps: int
     seed: int
     device: str
+    validation_steps: int = 100
+    use_dora: bool = False
+    train_text_encoder: bool = False
+    kohya_copy: bool = False
+    tensorboard: bool = True
     note: Callable[[str], None] = lambda _text: None
 
-    def train(self, tiles: Sequence[TrainTile], folder: Path, *, on_step: OnStep) -> None:
+    def train(
+        self,
+        tiles: Sequence[TrainTile],
+        folder: Path,
+        *,
+        on_step: OnStep,
+        val_tiles: Sequence[TrainTile] = (),
+    ) -> None:
         """Train, going on from the newest whole checkpoint, and write the weights.
 
         Writes ``pytorch_lora_weights.safetensors`` in diffusers' format, ``metrics.jsonl`` and
         ``checkpoints/`` into the folder; ``cache/`` is there while it trains. A checkpoint is
         written on Ctrl-C and SIGTERM too, before `KeyboardInterrupt` goes on.
 
+        Out of memory, it goes on from the newest checkpoint with activation checkpointing, then with
+        half as many tiles a pass and twice as many passes a step, as often as that goes; what it came
+        to is kept in ``memory.json``, so that a restart does the same.
+
         Args:
             tiles: Square pictures of one size, at least one.
             folder: Owned by this training.
             on_step: Hears the number of steps done, once at the start and after every step, and
                 the last logged figures (``loss``, ``lr``).
+            val_tiles: Pictures of the same size that are not trained on, for the held-out loss.
 
         Raises:
             SynthdetError: A model or a tile that cannot be used, a loss that is not a number, too
@@ -129,20 +152,53 @@ class SdxlLoraTrainer:
         """
         if not tiles:
             raise SynthdetError("there is no train tile to learn from: look at 1-prepare")
-        prune_checkpoints(folder / "checkpoints", keep=_KEPT_CHECKPOINTS)
-        checkpoint = load_newest(folder / "checkpoints", note=self.note)
-        try:
-            with memory_errors():
-                self._train(tiles, folder, checkpoint, on_step)
-        except MemoryError as error:
-            raise SynthdetError(
-                f"out of memory ({error}): lower finetune.train_batch_size (and raise "
-                "gradient_accumulation_steps), or set gradient_checkpointing to true"
-            ) from error
+        plan, fallen = self, []
+        if (folder / MEMORY_NAME).exists():
+            kept = read_json(folder / MEMORY_NAME)
+            fallen = kept.pop("fell_back")
+            plan = replace(self, **kept)
+        while True:
+            prune_checkpoints(folder / "checkpoints", keep=_KEPT_CHECKPOINTS)
+            checkpoint = load_newest(folder / "checkpoints", note=self.note)
+            try:
+                with memory_errors():
+                    plan._train(tiles, val_tiles, folder, checkpoint, on_step)
+                return
+            except MemoryError as error:
+                smaller = plan._use_less_memory()
+                if smaller is None:
+                    raise SynthdetError(
+                        f"out of memory ({error}) even with gradient_checkpointing and "
+                        "train_batch_size 1: lower prepare.resolution, or use a larger card"
+                    ) from error
+            plan, did = smaller
+            fallen = [*fallen, did]
+            self.note(f"out of memory: {did}")
+            shape = {name: getattr(plan, name) for name in _SHAPE}
+            write_json(folder / MEMORY_NAME, {**shape, "fell_back": fallen})
+
+    def _use_less_memory(self) -> tuple[SdxlLoraTrainer, str] | None:
+        """The next smaller way to do the same steps, and what it is; None where there is none."""
+        if not self.gradient_checkpointing:
+            return replace(self, gradient_checkpointing=True), "gradient_checkpointing is now true"
+        batch, passes = self.train_batch_size, self.gradient_accumulation_steps
+        if batch % 2:
+            # An odd batch has no half: one tile a pass is the smallest shape with the same steps.
+            smaller, more = 1, batch * passes
+        else:
+            smaller, more = batch // 2, 2 * passes
+        if smaller == batch:
+            return None
+        made = replace(self, train_batch_size=smaller, gradient_accumulation_steps=more)
+        return (
+            made,
+            f"{smaller} tiles a pass and {more} passes a step, instead of {batch} and {passes}",
+        )
 
     def _train(
         self,
         tiles: Sequence[TrainTile],
+        val_tiles: Sequence[TrainTile],
         folder: Path,
         checkpoint: Checkpoint | None,
         on_step: OnStep,
@@ -151,102 +207,129 @@ class SdxlLoraTrainer:
         dtype = resolve_dtype(self.mixed_precision, device)
         pipeline = load_pipeline(self.base_model, vae=self.vae, dtype=dtype)
         start = checkpoint.step if checkpoint else 0
-        material = None
+        parts = {"unet": pipeline.unet}
+        text = None
+        if self.train_text_encoder:
+            text = TextSide(pipeline, device)
+            parts |= text.encoders
+        materials: list[Material] = []
         if start < self.max_train_steps:
-            material = self._make_material(tiles, folder, pipeline, device)
-        unet, noiser = pipeline.unet, DDPMScheduler.from_config(pipeline.scheduler.config)
-        del pipeline  # and with it, before the first step, the VAE and the text encoders
-        self._add_lora(unet)
-        unet.to(device)
-        training = Training(self, unet, noiser, device, dtype)
+            given = [tiles, val_tiles] if val_tiles else [tiles]
+            materials = self._make_materials(given, folder, pipeline, device, text)
+        noiser = DDPMScheduler.from_config(pipeline.scheduler.config)
+        del pipeline  # and with it, before the first step, the VAE and the frozen text encoders
+        for part, network in parts.items():
+            self._add_lora(part, network)
+            network.to(device)
+        training = Training(self, parts, noiser, device, dtype)
         if checkpoint:
             training.restore(checkpoint)
-        _cut_metrics(folder / METRICS_NAME, start)
+        log = Log(folder, start, tensorboard=self.tensorboard)
         on_step(start, {})
-        if material is not None:
-            self._loop(training, material, folder, start, on_step)
+        if materials:
+            self._loop(training, materials, log, folder, start, on_step)
+        log.close()
         # Bytes that nobody reads again; the last checkpoint stays, to write the weights anew.
         prune_checkpoints(folder / "checkpoints", keep=1)
         shutil.rmtree(folder / "cache", ignore_errors=True)
-        # Last of all: where the weights are, the training is whole.
-        with atomic_path(folder / WEIGHTS_NAME) as temporary:
-            temporary.write_bytes(self._serialise(unet))
-            _check_weights(temporary, unet, training.autocast)
+        # The weights last of all: where they are, the training is whole.
+        made = {KOHYA_NAME: serialise_kohya(self, parts, tiles)} if self.kohya_copy else {}
+        made[WEIGHTS_NAME] = serialise(self, parts, tiles)
+        for name, content in made.items():
+            with atomic_path(folder / name) as temporary:
+                temporary.write_bytes(content)
+                check_weights(temporary, parts, training.autocast)
 
-    def _make_material(
+    def _make_materials(
         self,
-        tiles: Sequence[TrainTile],
+        given: Sequence[Sequence[TrainTile]],
         folder: Path,
         pipeline: StableDiffusionXLPipeline,
         device: str,
-    ) -> Material:
-        captions = {tile.caption for tile in tiles}
+        text: TextSide | None,
+    ) -> list[Material]:
+        """Latents and embeddings of the tiles that are trained on, and of the others."""
+        captions = sorted({tile.caption for tiles in given for tile in tiles})
         for part in (pipeline.text_encoder, pipeline.text_encoder_2):
             part.to(device)
-        embeddings = {text: encode_prompt(pipeline, text, device) for text in sorted(captions)}
-        cut = [text for text in sorted(captions) if count_lost_tokens(pipeline, text)]
+        embeddings = {text: encode_prompt(pipeline, text, device) for text in captions}
+        cut = [text for text in captions if count_lost_tokens(pipeline, text)]
         if cut:
             self.note(f"{len(cut)} captions are longer than the model reads, such as: {cut[0]}")
-        like = embeddings[tiles[0].caption]
+        like = embeddings[captions[0]]
         none = Embedding(torch.zeros_like(like.states), torch.zeros_like(like.pooled))
         if not guides_from_zeros(pipeline):
             none = encode_prompt(pipeline, "", device)
-        latents = LatentCache(folder / "cache", NUM_SYMMETRIES if self.symmetries else 1)
         vae = pipeline.vae.float().to(device)
-        latents.fill(tiles, vae, device)
-        return Material(
-            tiles=tiles,
-            latents=latents,
-            embeddings=embeddings,
-            no_caption=none,
-            scaling_factor=float(vae.config.scaling_factor),
-            pixels_per_latent=pipeline.vae_scale_factor,
-        )
+        materials = []
+        places = ((folder / "cache", self.symmetries), (folder / "cache" / "held-out", False))
+        for tiles, (place, turned) in zip(given, places, strict=False):
+            latents = LatentCache(place, NUM_SYMMETRIES if turned else 1)
+            latents.fill(tiles, vae, device)
+            materials.append(
+                Material(
+                    tiles=tiles,
+                    latents=latents,
+                    embeddings=embeddings,
+                    no_caption=none,
+                    scaling_factor=float(vae.config.scaling_factor),
+                    pixels_per_latent=pipeline.vae_scale_factor,
+                    text=text,
+                )
+            )
+        return materials
 
-    def _add_lora(self, unet: Any) -> None:
-        unet.requires_grad_(False)
+    def _add_lora(self, part: str, network: Any) -> None:
+        network.requires_grad_(False)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.lora_alpha,
             init_lora_weights="gaussian",
-            target_modules=list(self.target_modules),
+            use_dora=self.use_dora,
+            target_modules=list(self.target_modules if part == "unet" else TEXT_MODULES),
         )
         try:
             with torch.random.fork_rng(devices=[]):  # the only way to seed what peft draws
                 torch.manual_seed(self.seed)
-                unet.add_adapter(config)
+                network.add_adapter(config)
         except ValueError as error:
             raise SynthdetError(
                 f"finetune.target_modules: {', '.join(self.target_modules)} are no layers of "
                 f"{self.base_model} that can have a LoRA"
             ) from error
         # In the base's own half precision, steps of 1e-4 would be rounded away.
-        for parameter in unet.parameters():
+        for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-        unet.train()
-        if self.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
+        network.train()
+        if self.gradient_checkpointing and part == "unet":
+            network.enable_gradient_checkpointing()
 
     def _loop(
         self,
         training: Training,
-        material: Material,
+        materials: Sequence[Material],
+        log: Log,
         folder: Path,
         start: int,
         on_step: OnStep,
     ) -> None:
         checkpoints = folder / "checkpoints"
         figures: dict[str, Any] = {}
+        material, *held_out = materials
+        if held_out and start == 0:
+            log.write(0, {"val_loss": training.measure_held_out(held_out[0])})
         with _stop_requests() as stop:
             for step in range(start + 1, self.max_train_steps + 1):
                 training.step(step, material)
                 last, stopping = step == self.max_train_steps, stop.is_set()
-                if step % _LOG_STEPS == 0 or last:
+                validating = bool(held_out) and (last or step % self.validation_steps == 0)
+                if step % _LOG_STEPS == 0 or last or validating:
                     figures = training.read_figures()
                     _check_finite(figures["loss"], step, checkpoints)
-                    with (folder / METRICS_NAME).open("a", encoding="utf-8") as handle:
-                        handle.write(json.dumps({"step": step, **figures}) + "\n")
+                    if validating:
+                        figures["val_loss"] = training.measure_held_out(held_out[0])
+                    log.write(step, figures)
                 if last or stopping or step % self.checkpointing_steps == 0:
                     _check_finite(training.largest_weight(), step, checkpoints)
                     tensors, numbers = training.state()
@@ -254,38 +337,6 @@ class SdxlLoraTrainer:
                 on_step(step, figures)
                 if stopping:
                     raise KeyboardInterrupt
-
-    def _serialise(self, unet: Any) -> bytes:
-        """The LoRA in diffusers' format, with its alpha, which the weights alone do not tell.
-
-        With peft's names (``lora_A``, ``lora_B``) for all layers: diffusers' own converter renames
-        those of the attention alone, and its loader, which judges by the first name it meets, then
-        silently drops one kind or the other (0.42.1, read and tried).
-        """
-        state = get_peft_model_state_dict(unet)
-        config = {
-            "unet.r": self.rank,
-            "unet.lora_alpha": self.lora_alpha,
-            "unet.target_modules": sorted(self.target_modules),
-        }
-        content = save(
-            {f"unet.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()},
-            metadata={
-                "format": "pt",
-                LORA_ADAPTER_METADATA_KEY: json.dumps(config, indent=2, sort_keys=True),
-            },
-        )
-        return _sort_metadata(content)
-
-
-def _sort_metadata(content: bytes) -> bytes:
-    """The same safetensors file with its metadata in order: the library writes it in a random one."""
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 # --- around the loop -------------------------------------------------------------------------------
@@ -300,19 +351,6 @@ def _check_finite(value: float, step: int, checkpoints: Path) -> None:
         f"the training diverged before step {step} (not a number): lower finetune.learning_rate "
         f"and start again with --redo; {kept}"
     )
-
-
-def _cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines that were logged after the checkpoint that the training goes on from."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    kept = []
-    for line in lines:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            continue  # torn by a kill
-    write_text(path, "".join(kept))
 
 
 @contextmanager
@@ -334,61 +372,3 @@ def _stop_requests() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@torch.no_grad()
-def _check_weights(path: Path, unet: Any, autocast: Callable[[], Any]) -> None:
-    """Read the written LoRA the way a generator will, and see that it does what was trained.
-
-    Raises:
-        SynthdetError: It does not change the UNet's answer, or not as the trained one did.
-    """
-    unet.eval()
-    with autocast():
-        trained = _probe(unet)
-        unet.delete_adapters("default")
-        base = _probe(unet)
-        state, alphas, metadata = StableDiffusionXLPipeline.lora_state_dict(
-            str(path.parent),
-            weight_name=path.name,
-            use_safetensors=True,
-            unet_config=unet.config,
-            return_lora_metadata=True,
-        )
-        StableDiffusionXLPipeline.load_lora_into_unet(
-            state, network_alphas=alphas, unet=unet, metadata=metadata
-        )
-        loaded = _probe(unet)
-    if not torch.isfinite(loaded).all() or torch.equal(base, loaded):
-        raise SynthdetError(
-            "the trained LoRA does not change the model: raise finetune.learning_rate or "
-            "finetune.max_train_steps and start again with --redo"
-        )
-    # A half-precision base rounds its answers; in float32 only the LoRA itself can differ.
-    rounding = 0.0 if unet.dtype == torch.float32 else 0.01 * float(base.norm())
-    if float((loaded - trained).norm()) > 0.05 * float((trained - base).norm()) + rounding:
-        raise RuntimeError(f"{path} does not hold the LoRA that was trained")
-
-
-def _probe(unet: Any) -> Tensor:
-    """The UNet's answer to fixed noise and words."""
-    config = unet.config
-    generator = torch.Generator("cpu").manual_seed(0)
-    pooled_width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-    shapes = (
-        (1, config.in_channels, 16, 16),
-        (1, 8, config.cross_attention_dim),
-        (1, pooled_width),
-    )
-    noise, states, pooled = (
-        torch.randn(*shape, generator=generator).to(unet.device, unet.dtype) for shape in shapes
-    )
-    time_ids = torch.zeros(1, 6).to(unet.device, unet.dtype)
-    answer: Tensor = unet(
-        noise,
-        500,
-        encoder_hidden_states=states,
-        added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
-        return_dict=False,
-    )[0]
-    return answer.float()

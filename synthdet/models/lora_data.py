@@ -21,6 +21,7 @@ from torch import Tensor
 
 from synthdet.core.records import XYXY
 from synthdet.errors import SynthdetError
+from synthdet.models.lora_text import TextSide
 from synthdet.models.protocols import TrainTile
 from synthdet.models.sdxl import Embedding
 from synthdet.workspace import write_bytes
@@ -115,7 +116,7 @@ def _read_pixels(tile: TrainTile) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Everything random about one forward pass of ``n`` tiles, on the CPU.
+    """Everything random about one step of ``n`` tiles, on the CPU.
 
     Attributes:
         tiles: Index of each tile.
@@ -133,8 +134,22 @@ class Draw:
     sampling: Tensor
     noise: Tensor
 
+    def split(self, size: int) -> list[Draw]:
+        """The same in forward passes of at most so many tiles."""
+        return [
+            Draw(
+                self.tiles[at : at + size],
+                self.symmetries[at : at + size],
+                *(
+                    tensor[at : at + size]
+                    for tensor in (self.timesteps, self.dropped, self.sampling, self.noise)
+                ),
+            )
+            for at in range(0, len(self.tiles), size)
+        ]
 
-def draw_pass(
+
+def draw_step(
     seed: int,
     index: int,
     *,
@@ -146,9 +161,9 @@ def draw_pass(
     caption_dropout: float,
     noise_offset: float,
 ) -> Draw:
-    """Decide what forward pass number ``index`` (from 0) of a training sees.
+    """Decide what step number ``index`` (from 0) of a training sees, in however many passes.
 
-    Tiles come in an order shuffled anew each time all of them were seen. The timesteps of a pass
+    Tiles come in an order shuffled anew each time all of them were seen. The timesteps of a step
     fall into equal strata, one in each: the same average loss, less of its noise.
     Source: Kingma et al., "Variational Diffusion Models", 2021, appendix I.1 (low-discrepancy
     timesteps); Guttenberg, "Diffusion with Offset Noise", 2023.
@@ -190,6 +205,7 @@ class Material:
         no_caption: What the model hears where the caption is dropped, as in guidance.
         scaling_factor: From the VAE's latents to the UNet's.
         pixels_per_latent: Side of a latent's cell.
+        text: The text encoders where they are trained; the embeddings are then not used.
     """
 
     tiles: Sequence[TrainTile]
@@ -198,6 +214,7 @@ class Material:
     no_caption: Embedding
     scaling_factor: float
     pixels_per_latent: int
+    text: TextSide | None = None
 
     @cached_property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -244,6 +261,13 @@ class Material:
 
     def read_captions(self, draw: Draw) -> Embedding:
         """Captions of the drawn tiles as the UNet hears them, the dropped ones as none."""
+        if self.text is not None:
+            heard_now = self.text.encode([self.tiles[tile].caption for tile in draw.tiles])
+            dropped = draw.dropped.to(heard_now.states.device)
+            return Embedding(
+                torch.where(dropped[:, None, None], self.no_caption.states, heard_now.states),
+                torch.where(dropped[:, None], self.no_caption.pooled, heard_now.pooled),
+            )
         heard = [
             self.no_caption if dropped else self.embeddings[self.tiles[tile].caption]
             for tile, dropped in zip(draw.tiles, draw.dropped.tolist(), strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,24 +12,46 @@ from torch import Tensor
 
 from synthdet.errors import SynthdetError
 from synthdet.models.checkpoints import Checkpoint
-from synthdet.models.lora_data import Material, draw_pass
+from synthdet.models.lora_data import Draw, Material, draw_step
 from synthdet.models.lora_optimizers import make_optimizer, pack_optimizer, unpack_optimizer
 
 if TYPE_CHECKING:
     from synthdet.models.lora import SdxlLoraTrainer
 
 _MAX_GRADIENT_NORM: Final = 1.0
+_HELD_OUT_SEED: Final = 20_000_000
+_FEWEST_HELD_OUT, _MOST_HELD_OUT = 16, 64
+"""Pictures of a held-out loss: few tiles are seen at several timesteps, of many only some."""
 
 
 class Training:
-    """UNet, optimizer and scaler: what a step changes and a checkpoint holds."""
+    """Networks, optimizer and scaler: what a step changes and a checkpoint holds.
+
+    Args:
+        plan: The training's settings.
+        parts: ``unet``, and the text encoders where they are trained, by the pipeline's names, each with
+            its adapter and on its device.
+        noiser: A `DDPMScheduler`.
+        device: Of the networks.
+        dtype: Of their frozen weights and of the forward pass.
+    """
 
     def __init__(
-        self, plan: SdxlLoraTrainer, unet: Any, noiser: Any, device: str, dtype: torch.dtype
+        self,
+        plan: SdxlLoraTrainer,
+        parts: Mapping[str, Any],
+        noiser: Any,
+        device: str,
+        dtype: torch.dtype,
     ) -> None:
-        self._plan, self._unet, self._noiser = plan, unet, noiser
+        self._plan, self._unet, self._noiser = plan, parts["unet"], noiser
         self._device, self._dtype = device, dtype
-        self._lora = {n: p for n, p in unet.named_parameters() if p.requires_grad}
+        self._lora = {
+            f"{part}.{name}": parameter
+            for part, network in parts.items()
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad
+        }
         self._optimizer = make_optimizer(
             plan.optimizer, list(self._lora.values()), plan.learning_rate
         )
@@ -45,15 +68,30 @@ class Training:
         return torch.autocast(self._device, dtype=self._dtype)
 
     def step(self, step: int, material: Material) -> None:
-        """One optimizer step, number ``step`` from 1; nothing waits for the device."""
+        """One optimizer step, number ``step`` from 1; nothing waits for the device.
+
+        What it sees is drawn for the whole step: fewer tiles a pass and more passes change nothing
+        but the rounding.
+        """
         plan = self._plan
         for group in self._optimizer.param_groups:
             group["lr"] = plan.learning_rate * learning_rate_factor(
                 step, plan.lr_warmup_steps, plan.max_train_steps
             )
         passes = plan.gradient_accumulation_steps
-        for index in range((step - 1) * passes, step * passes):
-            loss = self._loss(index, material)
+        draw = draw_step(
+            plan.seed,
+            step - 1,
+            num_tiles=len(material.tiles),
+            batch_size=plan.train_batch_size * passes,
+            latent_shape=material.latent_shape,
+            num_symmetries=material.latents.num_symmetries,
+            num_timesteps=self._noiser.config.num_train_timesteps,
+            caption_dropout=plan.caption_dropout,
+            noise_offset=plan.noise_offset,
+        )
+        for part in draw.split(plan.train_batch_size):
+            loss = self._loss(part, material)
             self._scaler.scale(loss / passes).backward()  # type: ignore[no-untyped-call]
             self._loss_sum += loss.detach()
             self._passes += 1
@@ -65,32 +103,55 @@ class Training:
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _loss(self, index: int, material: Material) -> Tensor:
-        """Loss of forward pass ``index``: all that is random about it is drawn on the CPU."""
-        plan, config = self._plan, self._noiser.config
-        draw = draw_pass(
-            plan.seed,
-            index,
+    @torch.no_grad()
+    def measure_held_out(self, material: Material) -> float:
+        """Mean squared error of the noise on tiles that are not trained on; waits for the device.
+
+        The tiles, their noise and their timesteps are the same at every call and for every seed, and
+        no weighting of the training's loss is in it: the figures of two trainings can be compared.
+        """
+        count = min(max(len(material.tiles), _FEWEST_HELD_OUT), _MOST_HELD_OUT)
+        draw = draw_step(
+            _HELD_OUT_SEED,
+            0,
             num_tiles=len(material.tiles),
-            batch_size=plan.train_batch_size,
+            batch_size=count,
             latent_shape=material.latent_shape,
-            num_symmetries=material.latents.num_symmetries,
-            num_timesteps=config.num_train_timesteps,
-            caption_dropout=plan.caption_dropout,
-            noise_offset=plan.noise_offset,
+            num_symmetries=1,
+            num_timesteps=self._noiser.config.num_train_timesteps,
+            caption_dropout=0.0,
+            noise_offset=0.0,
         )
-        latents = material.sample_latents(draw)
-        target = draw.noise
-        if config.prediction_type == "v_prediction":
-            target = self._noiser.get_velocity(latents, draw.noise, draw.timesteps)
-        weights = torch.ones(len(latents))
+        total = torch.zeros((), device=self._device)
+        for part in draw.split(self._plan.train_batch_size):
+            total += self._square_error(part, material).mean(dim=(1, 2, 3)).sum()
+        return float(total) / count
+
+    def _loss(self, draw: Draw, material: Material) -> Tensor:
+        """Loss of a forward pass, weighted."""
+        plan = self._plan
+        square = self._square_error(draw, material)
+        weights = torch.ones(len(draw.tiles))
         if plan.snr_gamma is not None:
             snr = self._snr[draw.timesteps]
-            weights = min_snr_weights(snr, plan.snr_gamma, config.prediction_type)
+            weights = min_snr_weights(snr, plan.snr_gamma, self._noiser.config.prediction_type)
+        if plan.animal_weight:
+            # A weighted mean: a picture without animals counts as much as one with.
+            inside = 1 + plan.animal_weight * material.find_animals(draw)
+            square = square * self._send(inside / inside.mean(dim=(2, 3), keepdim=True))
+        loss: Tensor = (square.mean(dim=(1, 2, 3)) * self._send(weights)).mean()
+        return loss
+
+    def _square_error(self, draw: Draw, material: Material) -> Tensor:
+        """Squared error of the answer, ``(n, 1, height, width)``, mean over the channels."""
+        latents = material.sample_latents(draw)
+        target = draw.noise
+        if self._noiser.config.prediction_type == "v_prediction":
+            target = self._noiser.get_velocity(latents, draw.noise, draw.timesteps)
         noisy = self._noiser.add_noise(latents, draw.noise, draw.timesteps)
-        heard = material.read_captions(draw)
         time_ids = material.time_ids.expand(len(latents), -1)
         with self.autocast():
+            heard = material.read_captions(draw)
             predicted = self._unet(
                 self._send(noisy).to(self._dtype),
                 self._send(draw.timesteps),
@@ -101,13 +162,8 @@ class Training:
                 },
                 return_dict=False,
             )[0]
-        square = (predicted.float() - self._send(target)).square().mean(dim=1, keepdim=True)
-        if plan.animal_weight:
-            signal = self._noiser.alphas_cumprod[draw.timesteps]
-            inside = weigh_animals(material.find_animals(draw), signal, plan.animal_weight)
-            square = square * self._send(inside)
-        loss: Tensor = (square.mean(dim=(1, 2, 3)) * self._send(weights)).mean()
-        return loss
+        error: Tensor = predicted.float() - self._send(target)
+        return error.square().mean(dim=1, keepdim=True)
 
     def _send(self, tensor: Tensor) -> Tensor:
         """To the device, without waiting for it."""

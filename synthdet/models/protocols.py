@@ -125,11 +125,13 @@ class LoraTrainer(Protocol):
         folder: Path,
         *,
         on_step: Callable[[int, dict[str, Any]], None],
+        val_tiles: Sequence[TrainTile] = (),
     ) -> None:
         """Train up to the planned number of steps, going on from the newest whole checkpoint.
 
         Ends with ``folder/pytorch_lora_weights.safetensors`` in diffusers' format. ``on_step`` hears
-        how many optimizer steps are done and the figures of the last one (``loss``, ``lr``).
+        how many optimizer steps are done and the figures of the last one (``loss``, ``lr``). The loss
+        on ``val_tiles`` is logged; nothing is learned from them.
         """
         ...
 

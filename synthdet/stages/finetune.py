@@ -1,12 +1,13 @@
 """Train tiles -> SDXL LoRA.
 
 Reads:
-    ``1-prepare/tiles.jsonl`` and its train tiles; nothing of val or test. With ``finetune.lora``,
-    that file instead.
+    ``1-prepare/tiles.jsonl`` and its train tiles; the val tiles for the held-out loss alone; nothing
+    of test. With ``finetune.lora``, that file instead.
 
 Writes:
-    ``2-finetune/pytorch_lora_weights.safetensors`` in diffusers' format; ``metrics.jsonl``, a line
-    a logged step; ``model.json``, what the LoRA belongs to, so that later stages see it change;
+    ``2-finetune/pytorch_lora_weights.safetensors`` in diffusers' format, and on request a copy in
+    kohya's; ``metrics.jsonl``, a line a logged step; ``memory.json``, what the training fell back to
+    where memory ran out; ``model.json``, what the LoRA belongs to, so that later stages see it change;
     ``trained_on.json``, the photos it has seen; ``samples/``, the base model's picture beside the
     LoRA's, same prompt and seed; ``checkpoints/``, the training's last state; ``cache/`` (latents) while it trains.
 
@@ -31,7 +32,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from synthdet.config import Config
-from synthdet.core.records import Photo, Tile
+from synthdet.core.records import Photo, Split, Tile
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import (
     ImageGenerator,
@@ -48,14 +49,18 @@ from synthdet.workspace import (
     hash_file,
     read_json,
     read_records,
+    write_bytes,
     write_json,
     write_text,
 )
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+KOHYA_NAME = "pytorch_lora_weights_kohya.safetensors"
 METRICS_NAME = "metrics.jsonl"
+MEMORY_NAME = "memory.json"
 TRAINED_ON_NAME = "trained_on.json"
 _LARGEST_HEADER = 100_000_000
+_MOST_HELD_OUT = 64
 _WHERE_PHOTOS_LIE = ("photos", "labels", "format", "csv")
 
 
@@ -99,7 +104,10 @@ def run(
     weights, model = folder.path / WEIGHTS_NAME, folder.path / "model.json"
     samples = [folder.path / "samples" / f"sample-{i:02d}.png" for i in range(settings.num_samples)]
     trained_on = [folder.path / TRAINED_ON_NAME] if settings.lora is None else []
-    promised = (weights, model, folder.path / METRICS_NAME, *trained_on, *samples)
+    made = [weights]
+    if settings.kohya_copy and settings.lora is None:
+        made.append(folder.path / KOHYA_NAME)
+    promised = (*made, model, folder.path / METRICS_NAME, *trained_on, *samples)
     if done and all(path.exists() for path in promised):
         lock = folder.lock() or {}
         reporter.close("finetune", _closing_line({**lock["counts"], **lock["runtime"]}))
@@ -117,11 +125,19 @@ def run(
             shutil.copyfile(settings.lora, temporary)
         write_text(folder.path / METRICS_NAME, "")
         counts["own_lora"] = settings.lora.name
-    elif not weights.exists():
-        trained_on[0].unlink(missing_ok=True)
-        rate = _train(folder, plan_training(train_tiles, workspace), config, reporter, open_trainer)
+    elif not all(path.exists() for path in made):
+        # Where only the copy is missing, the LoRA is the one that later stages were made with.
+        before = weights.read_bytes() if weights.exists() else None
+        if before is None:
+            trained_on[0].unlink(missing_ok=True)
+        planned = plan_training(train_tiles, workspace)
+        held_out = plan_training(_choose_held_out(tiles), workspace, split="val")
+        rate = _train(folder, planned, held_out, config, reporter, open_trainer)
         runtime["steps_per_second"] = rate
+        if before is not None:
+            write_bytes(weights, before)
     if settings.lora is None:
+        runtime |= _read_memory(folder.path / MEMORY_NAME)
         counts |= {"steps": settings.max_train_steps, **_count_training(workspace, folder)}
     write_json(model, {"base_model": settings.base_model, "vae": settings.vae})
     if not all(path.exists() for path in samples):
@@ -136,8 +152,11 @@ def _count_training(workspace: Workspace, folder: StageFolder) -> dict[str, Any]
     if not path.exists():
         write_json(path, learned)
     seen = read_json(path)
-    first, last = _read_trend(folder.path / METRICS_NAME)
+    first, last = _read_trend(folder.path / METRICS_NAME, "loss")
     counts = {"tiles": seen["num_tiles"], "loss_first": first, "loss_last": last}
+    first, last = _read_trend(folder.path / METRICS_NAME, "val_loss")
+    if first is not None:
+        counts |= {"val_loss_first": first, "val_loss_last": last}
     if new := len(set(learned["photos"]) - set(seen["photos"])):
         counts["train_photos_not_seen"] = new
     return counts
@@ -205,17 +224,36 @@ def _what_spoils(
     return None
 
 
-def plan_training(tiles: Sequence[Tile], workspace: Workspace) -> list[TrainTile]:
+def _read_memory(path: Path) -> dict[str, Any]:
+    """What the training fell back to where memory ran out; empty where it did not."""
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def _choose_held_out(tiles: Sequence[Tile]) -> list[Tile]:
+    """Val tiles for the held-out loss, evenly from all of them."""
+    val = [tile for tile in tiles if tile.split == "val"]
+    step = max(1, -(-len(val) // _MOST_HELD_OUT))
+    return val[::step]
+
+
+def plan_training(
+    tiles: Sequence[Tile], workspace: Workspace, *, split: Split = "train"
+) -> list[TrainTile]:
     """What the trainer is given.
 
+    Args:
+        tiles: All of ``split``.
+        workspace: The run folder.
+        split: "train", or "val" for what is only measured on.
+
     Raises:
-        SynthdetError: There is none, one is of val or test, or a picture is missing.
+        SynthdetError: There is none to train on, one is of another split, or a picture is missing.
     """
-    if not tiles:
+    if not tiles and split == "train":
         raise SynthdetError("there is no train tile to learn from: look at 1-prepare/tiles.jsonl")
     planned = []
     for tile in tiles:
-        if tile.split != "train":
+        if tile.split != split:
             raise SynthdetError(
                 f"{tile.tile_id} is a {tile.split} tile: the LoRA learns from train"
             )
@@ -232,6 +270,7 @@ def plan_training(tiles: Sequence[Tile], workspace: Workspace) -> list[TrainTile
 def _train(
     folder: StageFolder,
     tiles: Sequence[TrainTile],
+    val_tiles: Sequence[TrainTile],
     config: Config,
     reporter: Reporter,
     open_trainer: Callable[[], LoraTrainer],
@@ -249,15 +288,16 @@ def _train(
             advance(step - (steps[-1] if steps else 0))
             steps.append(step)
 
-        open_trainer().train(tiles, folder.path, on_step=on_step)
+        open_trainer().train(tiles, folder.path, on_step=on_step, val_tiles=val_tiles)
     made = steps[-1] - steps[0] if steps else 0
     return round(made / max(time.monotonic() - began, 1e-6), 2) if made else None
 
 
-def _read_trend(path: Path) -> tuple[float | None, float | None]:
+def _read_trend(path: Path, key: str) -> tuple[float | None, float | None]:
     """Mean loss of the first and of the last tenth of the logged lines: one line is mostly noise."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    losses = [float(json.loads(line)["loss"]) for line in lines]
+    logged = [json.loads(line) for line in lines]
+    losses = [float(line[key]) for line in logged if key in line]
     if not losses:
         return None, None
     tenth = max(1, len(losses) // 10)
@@ -348,6 +388,10 @@ def _closing_line(figures: dict[str, Any]) -> str:
         )
     if figures.get("loss_first") is not None:
         line += f" · loss {figures['loss_first']:.3f} to {figures['loss_last']:.3f}"
+    if figures.get("val_loss_first") is not None:
+        line += f", held out {figures['val_loss_first']:.3f} to {figures['val_loss_last']:.3f}"
+    if figures.get("fell_back"):
+        line += f" · out of memory: {'; '.join(figures['fell_back'])}"
     if figures.get("steps_per_second"):
         line += f" · {figures['steps_per_second']:.1f} steps/s"
     return line

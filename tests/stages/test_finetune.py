@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,56 @@ def test_a_missing_tile_is_named(tmp_path: Path) -> None:
     tile.unlink()
     with pytest.raises(SynthdetError, match=r"train-001\.png is missing"):
         make(workspace, config, FakeLoraTrainer(), {})
+
+
+def test_val_tiles_are_measured_on_and_never_trained_on(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run")
+    trainer = FakeLoraTrainer()
+    make(workspace, config, trainer, {})
+    assert [tile.tile_id for tile in trainer.val_tiles] == ["val-000"]
+    assert not {tile.tile_id for tile in trainer.tiles} & {"val-000", "test-000"}
+
+
+def test_a_run_without_val_tiles_trains_all_the_same(tmp_path: Path) -> None:
+    workspace, config = make_run(tmp_path / "run", finetune=SETTINGS)
+    make_tiles(workspace, train=(1, 2, 0), val=(), test=())
+    trainer = FakeLoraTrainer()
+    make(workspace, config, trainer, {})
+    assert trainer.val_tiles == ()
+
+
+@dataclass
+class Remarkable(FakeLoraTrainer):
+    """Runs out of memory once, measures on val tiles, and writes kohya's copy."""
+
+    def train(self, tiles: Any, folder: Path, *, on_step: Any, val_tiles: Any = ()) -> None:
+        super().train(tiles, folder, on_step=on_step, val_tiles=val_tiles)
+        lines = [{"step": 0, "val_loss": 0.9}, {"step": 3, "loss": 0.5, "val_loss": 0.7}]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "metrics.jsonl").write_text(text)
+        (folder / "memory.json").write_text('{"train_batch_size": 1, "fell_back": ["less"]}')
+        (folder / "pytorch_lora_weights_kohya.safetensors").write_bytes(b"kohya")
+
+
+def test_held_out_loss_and_fallback_are_said_and_recorded(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run")
+    said = make(workspace, config, Remarkable(), {})
+    assert "loss 0.500 to 0.500, held out 0.900 to 0.700 · out of memory: less" in said
+    lock = workspace.stage("finetune").lock() or {}
+    assert lock["runtime"]["fell_back"] == ["less"]
+    assert lock["runtime"]["train_batch_size"] == 1
+    assert (lock["counts"]["val_loss_first"], lock["counts"]["val_loss_last"]) == (0.9, 0.7)
+
+
+def test_a_kohya_copy_can_be_asked_for_afterwards(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run")
+    make(workspace, config, FakeLoraTrainer(), {})
+    output = workspace.stage("finetune").output()
+    asked = make_config({"finetune": {**SETTINGS, "kohya_copy": True}}, where="the test")
+    make(workspace, asked, Remarkable())
+    assert (workspace.root / "2-finetune" / "pytorch_lora_weights_kohya.safetensors").exists()
+    assert workspace.stage("finetune").output() == output
+    make(workspace, asked, None)
 
 
 def test_no_memory_for_samples_does_not_lose_the_lora(tmp_path: Path) -> None:
