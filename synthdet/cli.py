@@ -143,12 +143,18 @@ def init(
 
 
 @app.command(rich_help_panel=_START)
-def doctor() -> None:
-    """Look at this machine: GPU, memory, disk, hub login, MongoDB, versions."""
+def doctor(
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN]", help="A run: what its fine-tuning will take here."),
+    ] = None,
+) -> None:
+    """Look at this machine: GPU, memory, disk, hub login, MongoDB, versions; and at what a run will take."""
+    from synthdet import pipeline
     from synthdet.models.machine import check_machine
 
     table = Table("", "", "", box=None, show_header=False, pad_edge=False)
-    checks = check_machine()
+    checks = check_machine() + (pipeline.check_run(Workspace(run)) if run else [])
     for check in checks:
         mark = "[green]ok[/]" if check.ok else "[yellow]look[/]"
         table.add_row(

@@ -35,6 +35,7 @@ from synthdet.workspace import (
 
 if TYPE_CHECKING:
     from synthdet.models.detector import DetectorProcess
+    from synthdet.models.machine import Check
     from synthdet.models.protocols import (
         Detector,
         DetectorTrainer,
@@ -330,6 +331,15 @@ def _changes(lock: dict[str, Any], section: Any, outputs: dict[str, str]) -> Ite
     for stage, output in {**lock["inputs"], **lock["decision_inputs"]}.items():
         if stage in outputs and outputs[stage] != output:
             yield f"{stage} changed"
+
+
+def check_run(workspace: Workspace) -> list[Check]:
+    """What the run's fine-tuning will take on this machine: memory, time and disk, worked out."""
+    from synthdet.models import forecast
+
+    tiles = workspace.stage("prepare").path / "tiles.jsonl"
+    train = sum(tile.split == "train" for tile in read_records(tiles, Tile))
+    return forecast.check_run(workspace.read_config(), workspace.root, num_tiles=train or None)
 
 
 def where_lost(workspace: Workspace) -> str | None:

@@ -14,9 +14,11 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
 def test_there_are_configs() -> None:
-    assert {"pocket", "humpback-sdxl", "humpback-sdxl-8gb", "humpback-sdxl-24gb"} <= {
-        path.stem for path in CONFIGS
-    }
+    assert {
+        "pocket",
+        "humpback-sdxl",
+        *(f"humpback-sdxl-{size}gb" for size in (8, 16, 24, 80)),
+    } <= {path.stem for path in CONFIGS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -104,7 +104,12 @@ def _judge_gpu(name: str, memory_gb: float, compute_major: int) -> Check:
             detail,
             "too small for SDXL (8 GB): use --config pocket, or another machine",
         )
-    fits = {7.5: "humpback-sdxl-8gb", 14.5: "humpback-sdxl", 22.5: "humpback-sdxl-24gb"}
+    fits = {
+        7.5: "humpback-sdxl-8gb",
+        14.5: "humpback-sdxl-16gb",
+        22.5: "humpback-sdxl-24gb",
+        75.0: "humpback-sdxl-80gb",
+    }
     config = [name for least, name in fits.items() if memory_gb >= least][-1]
     detail += f": --config {config}"
     if compute_major < 8:

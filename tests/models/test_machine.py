@@ -33,7 +33,12 @@ def test_this_machine_is_looked_at_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("memory_gb", "config"),
-    [(8.3, "humpback-sdxl-8gb"), (15.6, "humpback-sdxl"), (25.3, "humpback-sdxl-24gb")],
+    [
+        (8.3, "humpback-sdxl-8gb"),
+        (15.6, "humpback-sdxl-16gb"),
+        (25.3, "humpback-sdxl-24gb"),
+        (85.0, "humpback-sdxl-80gb"),
+    ],
 )
 def test_a_gpu_is_told_its_config(memory_gb: float, config: str) -> None:
     check = machine._judge_gpu("Some GPU", memory_gb, 8)
