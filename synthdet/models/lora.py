@@ -317,9 +317,9 @@ class SdxlLoraTrainer:
         checkpoints = folder / "checkpoints"
         figures: dict[str, Any] = {}
         material, *held_out = materials
-        if held_out and start == 0:
-            log.write(0, {"val_loss": training.measure_held_out(held_out[0])})
-        with _stop_requests() as stop:
+        with _stop_requests() as stop, training.lean():
+            if held_out and start == 0:
+                log.write(0, {"val_loss": training.measure_held_out(held_out[0])})
             for step in range(start + 1, self.max_train_steps + 1):
                 training.step(step, material)
                 last, stopping = step == self.max_train_steps, stop.is_set()

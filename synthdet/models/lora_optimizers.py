@@ -34,6 +34,10 @@ class Prodigy(torch.optim.Optimizer):
         eps: Added to the root of the mean square.
         weight_decay: Decoupled, as in AdamW.
         d0: First estimate of the distance; too small costs a few steps, too large diverges.
+        max_gradient_norm: Gradients are shortened to it; None: not at all.
+
+    Attributes:
+        gradient_norm: Of the last step's gradients as they came, 0-dimensional, on the device.
     """
 
     def __init__(
@@ -45,14 +49,17 @@ class Prodigy(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         d0: float = 1e-6,
+        max_gradient_norm: float | None = None,
     ) -> None:
         super().__init__(
             list(params), {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         )
         self._params = list(params)
-        self._d0 = d0
+        self._d0, self._max_norm = d0, max_gradient_norm
         self._weights = torch.cat([p.detach().reshape(-1) for p in self._params])
         self._gradients = torch.zeros_like(self._weights)
+        self._scratch = torch.zeros_like(self._weights)
+        self.gradient_norm = torch.zeros((), device=self._weights.device)
         self._gradient_views = self._split(self._gradients)
         for parameter, view in zip(self._params, self._split(self._weights), strict=True):
             parameter.data = view
@@ -82,23 +89,32 @@ class Prodigy(torch.optim.Optimizer):
         correction = math.sqrt(1 - beta2 ** (self._steps + 1)) / (1 - beta1 ** (self._steps + 1))
         gradients, weights, d = self._gather_gradients(), self._weights, flat["d"]
         rate = d * (lr * correction)
-
-        progress = torch.dot(gradients, flat["start"] - weights)
-        flat["d_numerator"].mul_(beta3).add_(rate * progress * d / self._d0)
-        scaled = gradients * d.float()
-        flat["exp_avg"].mul_(beta1).add_(scaled, alpha=1 - beta1)
+        # Buffers are used again and again: on a CPU new ones of this size cost as much as the sums.
+        progress = torch.dot(gradients, torch.sub(flat["start"], weights, out=self._scratch))
+        shorter = self._shorten(gradients)
+        flat["d_numerator"].mul_(beta3).add_(rate * progress * shorter * d / self._d0)
+        scaled = gradients.mul_((d * shorter).float())
+        flat["exp_avg"].lerp_(scaled, 1 - beta1)
         flat["exp_avg_sq"].mul_(beta2).addcmul_(scaled, scaled, value=1 - beta2)
-        flat["s"].mul_(beta3).add_(scaled * (d / self._d0).float())
+        flat["s"].mul_(beta3).addcmul_(scaled, (d / self._d0).float())
 
         distance = torch.linalg.vector_norm(flat["s"], 1, dtype=torch.float64)
         # Where no gradient has come yet this is 0 / 0: the estimate stays.
         estimate = torch.nan_to_num(flat["d_numerator"] / distance, nan=0.0, posinf=0.0)
         d.copy_(torch.maximum(d, estimate))
-        scale = flat["exp_avg_sq"].sqrt().add_((d * group["eps"]).float())
+        scale = torch.sqrt(flat["exp_avg_sq"], out=self._scratch).add_((d * group["eps"]).float())
         if decay:
             weights.addcmul_(weights, (-decay * rate).float())
-        weights.addcdiv_(flat["exp_avg"] * (-rate).float(), scale)
+        direction = torch.mul(flat["exp_avg"], (-rate).float(), out=self._gradients)
+        weights.addcdiv_(direction, scale)
         self._steps += 1
+
+    def _shorten(self, gradients: Tensor) -> Tensor:
+        """Factor that brings the gradients to their largest norm, at most 1."""
+        self.gradient_norm = torch.linalg.vector_norm(gradients)
+        if self._max_norm is None:
+            return torch.ones_like(self.gradient_norm)
+        return (self._max_norm / (self.gradient_norm + 1e-6)).clamp(max=1.0)
 
     def _gather_gradients(self) -> Tensor:
         """All gradients in one buffer, in one call."""
@@ -125,7 +141,11 @@ class Prodigy(torch.optim.Optimizer):
 
 
 def make_optimizer(
-    name: str, parameters: Sequence[Parameter], learning_rate: float
+    name: str,
+    parameters: Sequence[Parameter],
+    learning_rate: float,
+    *,
+    max_gradient_norm: float | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer of a training.
 
@@ -133,12 +153,18 @@ def make_optimizer(
         name: "adamw" (one fused call), "adamw8bit" (states of 8 bits, from bitsandbytes) or "prodigy".
         parameters: float32, on their device.
         learning_rate: At its highest; for Prodigy the factor on the rate it finds.
+        max_gradient_norm: Prodigy shortens gradients itself; those of the others the caller shortens.
 
     Raises:
         SynthdetError: bitsandbytes is not installed, or cannot work here.
     """
     if name == "prodigy":
-        return Prodigy(parameters, lr=learning_rate, weight_decay=_WEIGHT_DECAY)
+        return Prodigy(
+            parameters,
+            lr=learning_rate,
+            weight_decay=_WEIGHT_DECAY,
+            max_gradient_norm=max_gradient_norm,
+        )
     if name == "adamw8bit":
         try:
             bitsandbytes = importlib.import_module("bitsandbytes")

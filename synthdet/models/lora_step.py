@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -13,7 +13,13 @@ from torch import Tensor
 from synthdet.errors import SynthdetError
 from synthdet.models.checkpoints import Checkpoint
 from synthdet.models.lora_data import Draw, Material, draw_step
-from synthdet.models.lora_optimizers import make_optimizer, pack_optimizer, unpack_optimizer
+from synthdet.models.lora_lean import lean_layers
+from synthdet.models.lora_optimizers import (
+    Prodigy,
+    make_optimizer,
+    pack_optimizer,
+    unpack_optimizer,
+)
 
 if TYPE_CHECKING:
     from synthdet.models.lora import SdxlLoraTrainer
@@ -45,7 +51,7 @@ class Training:
         dtype: torch.dtype,
     ) -> None:
         self._plan, self._unet, self._noiser = plan, parts["unet"], noiser
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype, self._parts = device, dtype, tuple(parts.values())
         self._lora = {
             f"{part}.{name}": parameter
             for part, network in parts.items()
@@ -53,7 +59,10 @@ class Training:
             if parameter.requires_grad
         }
         self._optimizer = make_optimizer(
-            plan.optimizer, list(self._lora.values()), plan.learning_rate
+            plan.optimizer,
+            list(self._lora.values()),
+            plan.learning_rate,
+            max_gradient_norm=_MAX_GRADIENT_NORM,
         )
         self._scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
         self._snr = signal_to_noise(noiser.alphas_cumprod)
@@ -66,6 +75,14 @@ class Training:
         if self._dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self._device, dtype=self._dtype)
+
+    @contextmanager
+    def lean(self) -> Iterator[None]:
+        """While it trains, the linear layers take the short way."""
+        with ExitStack() as stack:
+            for network in self._parts:
+                stack.enter_context(lean_layers(network))
+            yield
 
     def step(self, step: int, material: Material) -> None:
         """One optimizer step, number ``step`` from 1; nothing waits for the device.
@@ -96,10 +113,14 @@ class Training:
             self._loss_sum += loss.detach()
             self._passes += 1
         self._scaler.unscale_(self._optimizer)
-        self._gradient_norm = torch.nn.utils.clip_grad_norm_(
-            self._lora.values(), _MAX_GRADIENT_NORM
-        )
-        self._scaler.step(self._optimizer)
+        if isinstance(self._optimizer, Prodigy):
+            self._scaler.step(self._optimizer)
+            self._gradient_norm = self._optimizer.gradient_norm
+        else:
+            self._gradient_norm = torch.nn.utils.clip_grad_norm_(
+                self._lora.values(), _MAX_GRADIENT_NORM
+            )
+            self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
 

@@ -76,6 +76,21 @@ def test_prodigy_walks_as_its_authors_program_does(weight_decay: float) -> None:
     assert d > 3e-5, "it grows from 1e-6"
 
 
+def test_prodigy_shortens_gradients_as_torch_does() -> None:
+    ours, theirs = make_parameters(), make_parameters()
+    one, other = Prodigy(ours, max_gradient_norm=1.0), Prodigy(theirs)
+    for step in range(20):
+        give_gradients(ours, step)
+        one.step()
+        give_gradients(theirs, step)
+        norm = torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+        other.step()
+        torch.testing.assert_close(one.gradient_norm, norm)
+    assert norm > 1
+    for mine, his in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, his)
+
+
 def test_prodigy_takes_few_calls_and_waits_for_nothing() -> None:
     parameters = [Parameter(torch.randn(4, 3)) for _ in range(200)]
     optimizer = Prodigy(parameters, weight_decay=0.01)

@@ -1,0 +1,85 @@
+"""The short way through a LoRA layer beside peft's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from synthdet.models.lora_lean import LoraLinear, lean_layers
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 10), nn.Linear(10, 4, bias=False)
+        self.conv = nn.Conv1d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.conv(self.second(torch.relu(self.first(x))))
+        return made
+
+
+def make(**options: Any) -> Net:
+    torch.manual_seed(0)
+    net = Net().requires_grad_(False)
+    config = LoraConfig(
+        r=2, lora_alpha=5, init_lora_weights=False, target_modules=["first", "second", "conv"],
+        **options,
+    )  # fmt: skip
+    inject_adapter_in_model(config, net)
+    return net
+
+
+def run(net: Net, x: Tensor, *, half: bool) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    """Answer, gradient of the input, gradients of the LoRA."""
+    x = x.clone().requires_grad_(True)
+    net.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        answer = net(x)
+    answer.float().square().mean().backward()
+    return answer, x.grad, {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_it_gives_what_peft_gives(half: bool) -> None:
+    net = make()
+    if half:
+        for name, parameter in net.named_parameters():
+            if "lora" not in name:
+                parameter.data = parameter.data.bfloat16()
+    x = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(1))
+    expected, grad_x, grads = run(net, x, half=half)
+    with lean_layers(net) as number:
+        assert number == 2
+        found, found_x, found_grads = run(net, x, half=half)
+    tolerance: dict[str, Any] = {"atol": 0.05, "rtol": 0.05} if half else {}
+    torch.testing.assert_close(found, expected, **tolerance)
+    torch.testing.assert_close(found_x, grad_x, **tolerance)
+    assert found_grads.keys() == grads.keys()
+    for name, grad in grads.items():
+        assert found_grads[name].dtype == torch.float32
+        torch.testing.assert_close(found_grads[name], grad, **tolerance)
+    assert all("forward" not in vars(module) for module in net.modules())
+
+
+def test_gradients_are_true() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias, a, b = (
+        torch.randn(*shape, dtype=torch.float64, generator=generator)
+        for shape in ((2, 3, 5), (4, 5), (4,), (2, 5), (4, 2))
+    )
+    for tensor in (x, a, b):
+        tensor.requires_grad_(True)
+    for scale in (1.0, 0.5):
+        assert torch.autograd.gradcheck(LoraLinear.apply, (x, weight, bias, a, b, scale))
+        assert torch.autograd.gradcheck(LoraLinear.apply, (x, weight, None, a, b, scale))
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_dropout": 0.5}])
+def test_what_is_not_plain_is_left_alone(options: dict[str, Any]) -> None:
+    with lean_layers(make(**options)) as number:
+        assert number == 0
