@@ -225,9 +225,9 @@ class FilterConfig(Section):
     percentile: float = _decision(2.0, ge=0, le=50)
     """With `threshold: calibrated`: the percentile of real similarities, so the share of real photos that would be lost."""
     copy_threshold: Calibrated | float = _decision("calibrated")
-    """Similarity to the nearest real tile above which a picture counts as a copy of it. `calibrated`: closer than real tiles of different groups ever are to each other."""
+    """Similarity to the nearest real tile above which a picture counts as a copy of it. `calibrated`: closer than real tiles of different groups ever are to each other. It must repeat the tile's layout too, more than real tiles of different groups do."""
     duplicate_threshold: Calibrated | float | None = _decision("calibrated")
-    """Similarity above which two synthetic pictures are near-duplicates: the one nearer to the centroid stays. `calibrated`: as alike as two tiles of one real photo are, and closer than real tiles of different groups ever are. null: all stay."""
+    """Agreement of layouts (0..1: steps of brightness in a thumbnail) above which two synthetic pictures are near-duplicates: the one nearer to the centroid stays. `calibrated`: half way from what real tiles of different groups reach to 1. null: all stay."""
     background_check: bool = _decision(True)
     """Drop a picture that was asked for an animal and is nearer to the real background tiles than real tiles with an animal are (all but `percentile` of them). Only where CLIP tells the two kinds apart."""
     per_class: bool = _decision(False)

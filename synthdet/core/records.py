@@ -173,8 +173,9 @@ class Score(Record):
     """A line of ``4-filter/scores.jsonl``: raw, written once. ``fault`` names an unusable picture.
 
     ``similarity`` is to the centroid of the real train tiles with an animal (the nearest of them, where
-    there are several), ``background_similarity`` to that of the real background tiles. ``twin`` is the
-    most similar of the synthetic pictures that are nearer to the centroid.
+    there are several), ``background_similarity`` to that of the real background tiles. ``same_layout``
+    is the real tile whose layout (`core.layout`) it repeats most, ``twin`` that of the synthetic pictures
+    which are nearer to the centroid.
     """
 
     image_id: str
@@ -182,8 +183,10 @@ class Score(Record):
     background_similarity: float | None = None
     nearest_real: str | None = None
     nearest_real_similarity: float | None = None
+    same_layout: str | None = None
+    layout_agreement: float | None = None
     twin: str | None = None
-    twin_similarity: float | None = None
+    twin_agreement: float | None = None
     fault: str | None = None
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from synthdet.core.layout import to_agreement, turned_layouts
 from synthdet.core.records import Decision, Score
 from synthdet.errors import SynthdetError
 
@@ -40,7 +41,7 @@ MIN_BACKGROUNDS = 5
 NO_LIMIT = -1.0
 """The lowest cosine: the threshold of a picture that is not judged."""
 _BLANK_DEVIATION = 1.0
-_BLANK_SAMPLE = 256
+_BLANK_SAMPLE = 64
 _POOR_SEPARATION = 0.7
 _CLEAR_SEPARATION = 0.9
 _MAX_ROUNDS = 50
@@ -54,14 +55,14 @@ class RealTiles:
         tile_ids: ``n`` ids.
         groups: The group of each tile.
         embeddings: ``(n, dimensions)``, rows of length 1.
-        photos: The photo each tile was cut from; empty where nobody asks.
+        layouts: ``(n, signs)``, rows of length 1 (`core.layout`); None where nobody asks.
         class_ids: The classes of the animals in each tile; empty where nobody asks.
     """
 
     tile_ids: tuple[str, ...]
     groups: tuple[str, ...]
     embeddings: Embeddings
-    photos: tuple[str, ...] = ()
+    layouts: Embeddings | None = None
     class_ids: tuple[tuple[int, ...], ...] = ()
 
     def take(self, members: NDArray[np.bool_]) -> RealTiles:
@@ -71,7 +72,7 @@ class RealTiles:
             tuple(self.tile_ids[index] for index in chosen),
             tuple(self.groups[index] for index in chosen),
             self.embeddings[members],
-            tuple(self.photos[index] for index in chosen) if self.photos else (),
+            None if self.layouts is None else self.layouts[members],
             tuple(self.class_ids[index] for index in chosen) if self.class_ids else (),
         )
 
@@ -99,6 +100,7 @@ class EmbeddedPicture:
         fault: One of `FAULTS`.
         is_background: It was asked to be without an animal.
         asked_for: Class ids it was asked to show; None: nobody knows.
+        layout: ``(signs,)``, of length 1; None where nobody asks.
     """
 
     image_id: str
@@ -106,6 +108,7 @@ class EmbeddedPicture:
     fault: str | None
     is_background: bool
     asked_for: tuple[int, ...] | None = None
+    layout: Embeddings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +121,24 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What raw scores are compared with; None: not judged by that."""
+    """What raw scores are compared with; None: not judged by that.
+
+    Attributes:
+        animals: Lowest similarity of pictures with animals.
+        backgrounds: Lowest similarity of pictures asked to be background, to the background tiles.
+        copy: Highest similarity to a real tile.
+        empty: Highest similarity to the background tiles, less that to the animals.
+        layout: Highest agreement with the layout of a real tile.
+        chance: Agreement that a picture above `copy` must have besides.
+        twin: Highest agreement with the layout of a better picture.
+    """
 
     animals: float
     backgrounds: float | None
     copy: float | None
     empty: float | None = None
+    layout: float | None = None
+    chance: float | None = None
     twin: float | None = None
 
 
@@ -330,22 +345,34 @@ def closest_across_groups(tiles: RealTiles) -> float | None:
     return closest
 
 
-def closest_within_photos(tiles: RealTiles) -> float | None:
-    """How alike two tiles of one photo are: median of each tile's nearest from its own photo.
+def closest_layouts(tiles: RealTiles) -> float | None:
+    """The highest share of signs in which tiles of different groups agree, turned or mirrored too."""
+    if tiles.layouts is None:
+        return None
+    members, views = np.array(tiles.groups), turned_layouts(tiles.layouts)
+    closest = None
+    for name in sorted(set(tiles.groups))[1:]:
+        here = tiles.layouts[members == name]
+        for view in views:
+            highest = float(find_nearest(here, view[members < name])[1].max())
+            closest = highest if closest is None else max(closest, highest)
+    return None if closest is None else float(to_agreement(np.array([closest]))[0])
 
-    None where no photo has two tiles.
+
+def find_same_layout(
+    layouts: Embeddings, references: Embeddings
+) -> tuple[NDArray[np.intp], Similarities]:
+    """The reference whose layout each picture repeats most, as it is or turned or mirrored.
+
+    Returns:
+        Its index and the share of signs in which they agree, each ``(n,)``.
     """
-    by_photo: dict[str, list[int]] = {}
-    for index, photo in enumerate(tiles.photos):
-        by_photo.setdefault(photo, []).append(index)
-    nearest: list[float] = []
-    for members in by_photo.values():
-        if len(members) > 1:
-            rows = tiles.embeddings[members]
-            cosines = _rounded(rows @ rows.T)
-            np.fill_diagonal(cosines, -1.0)
-            nearest += cosines.max(axis=1).tolist()
-    return round(float(np.median(nearest)), 6) if nearest else None
+    best, highest = np.zeros(len(layouts), dtype=np.intp), np.full(len(layouts), NO_LIMIT)
+    for view in turned_layouts(references):
+        indices, cosines = find_nearest(layouts, view)
+        higher = cosines > highest
+        best[higher], highest[higher] = indices[higher], cosines[higher]
+    return best, to_agreement(highest)
 
 
 def measure_separation(real: Similarities, negatives: Similarities) -> float | None:
@@ -387,8 +414,8 @@ def calibrate(
         threshold: Cosine in -1..1, for both kinds of pictures, or "calibrated".
         copy_threshold: Cosine above which a picture copies a real one, or "calibrated".
         percentile: 0..100: with a calibrated threshold, the share of real tiles to lose.
-        duplicate_threshold: Cosine above which two synthetic pictures are one too many; "calibrated":
-            as alike as two tiles of one photo are, and closer than different groups ever are; None:
+        duplicate_threshold: Agreement of layouts, 0..1, above which two synthetic pictures are one too
+            many; "calibrated": half way from what real tiles of different groups reach to 1; None:
             not judged.
         background_check: Whether pictures with animals may look like background.
         per_class: As `make_centroids`.
@@ -401,6 +428,8 @@ def calibrate(
     left_out = leave_out(animals, per_class=per_class, clusters=clusters)
     centroids = make_centroids(animals, per_class=per_class, clusters=clusters)
     closest = closest_across_groups(animals)
+    chance = closest_layouts(animals)
+    same = None if chance is None else round((1 + chance) / 2, 6)
     limits = Limits(
         animals=_limit(threshold, left_out, percentile),
         backgrounds=_background_limit(backgrounds, threshold, percentile),
@@ -408,9 +437,9 @@ def calibrate(
         empty=_empty_limit(animals, backgrounds, left_out, percentile)
         if background_check
         else None,
-        twin=_twin_limit(animals, closest)
-        if duplicate_threshold == "calibrated"
-        else duplicate_threshold,
+        layout=same,
+        chance=chance if copy_threshold == "calibrated" else None,
+        twin=same if duplicate_threshold == "calibrated" else duplicate_threshold,
     )
     seen = similarity_to_nearest(backgrounds.embeddings, centroids)
     named = np.empty(0) if negatives is None else similarity_to_nearest(negatives, centroids)
@@ -427,11 +456,6 @@ def calibrate(
         named_passing=_share(named >= limits.animals) if len(named) else None,
     )
     return _with_notes(calibration, background_check=background_check)
-
-
-def _twin_limit(animals: RealTiles, closest: float | None) -> float | None:
-    within = closest_within_photos(animals)
-    return None if within is None or closest is None else max(within, closest)
 
 
 def _empty_limit(
@@ -472,7 +496,7 @@ def score_pictures(
         animals: Real train tiles with an animal.
         backgrounds: Real train tiles without one.
         centroids: Of the animals; the one of all, if not given.
-        twins: Name of a picture -> the most similar better one, and how similar.
+        twins: Name of a picture -> the better one whose layout it repeats most, and how far.
     """
     if centroids is None and animals.tile_ids:
         centroids = make_centroids(animals)
@@ -492,7 +516,7 @@ def score_pictures(
         columns = _score_columns(members, centroids, backgrounds, own_kind)
         for one, values in zip(members, columns, strict=True):
             if twins is not None and one.image_id in twins:
-                values["twin"], values["twin_similarity"] = twins[one.image_id]
+                values["twin"], values["twin_agreement"] = twins[one.image_id]
             scores[one.image_id] = Score.model_validate({"image_id": one.image_id, **values})
     return [scores[one.image_id] for one in pictures]
 
@@ -519,16 +543,22 @@ def _score_columns(
         for row, index, cosine in zip(rows, nearest, cosines.tolist(), strict=True):
             row["nearest_real"] = own_kind.tile_ids[index]
             row["nearest_real_similarity"] = cosine
+    layouts = [one.layout for one in members if one.layout is not None]
+    if own_kind.tile_ids and own_kind.layouts is not None and len(layouts) == len(rows):
+        same, agreements = find_same_layout(np.stack(layouts), own_kind.layouts)
+        for row, index, agreement in zip(rows, same, agreements.tolist(), strict=True):
+            row["same_layout"] = own_kind.tile_ids[index]
+            row["layout_agreement"] = agreement
     return rows
 
 
 def find_twins(
     read: Callable[[int, int], Embeddings], number: int, *, block: int = 2048
 ) -> tuple[NDArray[np.int64], Similarities]:
-    """For each picture the most similar one before it, two blocks of embeddings in memory at a time.
+    """For each picture the most similar one before it, two blocks of rows in memory at a time.
 
     Args:
-        read: Embeddings of the pictures from a number to before another, the best picture first.
+        read: Rows of length 1 of the pictures from a number to before another, the best first.
         number: Of pictures. The work grows with its square.
         block: Pictures a block.
 
@@ -572,11 +602,11 @@ def judge(
         reason = score.fault
     elif limit is not None and similarity is not None and similarity < limit:
         reason = FAR
-    elif not is_background and _is_above(score.nearest_real_similarity, limits.copy):
+    elif not is_background and _is_copy(score, limits):
         reason = COPY
     elif not is_background and _looks_empty(score, limits.empty):
         reason = EMPTY
-    elif not is_background and _is_above(score.twin_similarity, limits.twin):
+    elif not is_background and _is_above(score.twin_agreement, limits.twin):
         reason = None if score.twin in spent else TWIN
     return Decision(
         image_id=score.image_id,
@@ -588,6 +618,15 @@ def judge(
 
 def _is_above(value: float | None, limit: float | None) -> bool:
     return value is not None and limit is not None and value > limit
+
+
+def _is_copy(score: Score, limits: Limits) -> bool:
+    """The layout of a real tile; or nearer to one than real ones of other groups are, and not by chance."""
+    if _is_above(score.layout_agreement, limits.layout):
+        return True
+    if not _is_above(score.nearest_real_similarity, limits.copy):
+        return False
+    return limits.chance is None or _is_above(score.layout_agreement, limits.chance)
 
 
 def _looks_empty(score: Score, limit: float | None) -> bool:

@@ -27,7 +27,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,15 @@ import numpy as np
 from PIL import Image
 
 from synthdet.config import Config
+from synthdet.core.layout import (
+    NUM_BYTES,
+    SIDE,
+    Packed,
+    Vectors,
+    find_layout,
+    layout_vectors,
+    to_agreement,
+)
 from synthdet.core.records import Decision, Record, Score, SyntheticImage, Tile
 from synthdet.core.set_quality import SetQuality, cmmd, measure_set
 from synthdet.core.similarity import (
@@ -252,6 +261,7 @@ class _Read:
 
     picture: Picture | None
     fault: str | None
+    layout: Packed | None = None
 
 
 class _Work:
@@ -294,7 +304,10 @@ class _Work:
             (c, one.picture) for c, one in zip(batch, read, strict=True) if one.picture is not None
         ]
         found = {c.sha256: Embedded(None, one.fault) for c, one in zip(batch, read, strict=True)}
-        found |= self._ask(sound)
+        layouts = {c.sha256: one.layout for c, one in zip(batch, read, strict=True)}
+        found |= {
+            sha256: replace(one, layout=layouts[sha256]) for sha256, one in self._ask(sound).items()
+        }
         for content in batch:
             _check_real(content, found[content.sha256].fault)
         return found
@@ -332,12 +345,14 @@ def _read(path: Path, embedder: ImageEmbedder) -> _Read:
     """Decode and shrink a picture; a JPEG is decoded no larger than is of use."""
     try:
         with Image.open(path) as image:
-            image.draft("RGB", (2 * embedder.smallest_side, 2 * embedder.smallest_side))
+            image.draft("RGB", (embedder.smallest_side, embedder.smallest_side))
             picture = np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return _Read(None, UNREADABLE)
-    fault = find_fault(picture)
-    return _Read(None if fault else embedder.shrink(picture), fault)
+    if fault := find_fault(picture):
+        return _Read(None, fault)
+    grey = Image.fromarray(picture).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+    return _Read(embedder.shrink(picture), None, find_layout(np.asarray(grey)))
 
 
 def _check_real(content: _Content, fault: str | None) -> None:
@@ -368,7 +383,7 @@ def _real_tiles(tiles: Sequence[Tile], cache: EmbeddingCache) -> RealTiles:
         tuple(tile.tile_id for tile in sound),
         tuple(tile.group for tile in sound),
         cache.rows([tile.sha256 for tile in sound]),
-        tuple(tile.image_id for tile in sound),
+        cache.layouts([tile.sha256 for tile in sound]),
         tuple(tuple(sorted({box.class_id for box in tile.boxes})) for tile in sound),
     )
 
@@ -452,9 +467,8 @@ def _with_embeddings(
     images: Sequence[SyntheticImage], cache: EmbeddingCache
 ) -> list[EmbeddedPicture]:
     faults = [cache.fault(image.sha256) for image in images]
-    rows = iter(
-        cache.rows([image.sha256 for image, fault in zip(images, faults, strict=True) if not fault])
-    )
+    sound = [image.sha256 for image, fault in zip(images, faults, strict=True) if not fault]
+    rows, layouts = iter(cache.rows(sound)), iter(cache.layouts(sound))
     return [
         EmbeddedPicture(
             image.image_id,
@@ -462,30 +476,31 @@ def _with_embeddings(
             fault,
             is_background=image.asked_for == (),
             asked_for=image.asked_for,
+            layout=None if fault else next(layouts),
         )
         for image, fault in zip(images, faults, strict=True)
     ]
 
 
 class _Twins:
-    """The most similar better picture of each, by name: numbers, and one list of names."""
+    """The better picture whose layout each repeats most, by name: numbers, and one list of names."""
 
-    def __init__(self, names: list[str], best: Any, similarities: Any) -> None:
-        self._names, self._best, self._similarities = names, best, similarities
+    def __init__(self, names: list[str], best: Any, agreements: Any) -> None:
+        self._names, self._best, self._agreements = names, best, agreements
         self._numbers = {name: number for number, name in enumerate(names)}
 
     def of(self, image_id: str) -> tuple[str, float] | None:
-        """Name and similarity; None for the best picture, and for those not asked for an animal."""
+        """Name and agreement; None for the best picture, and for those not asked for an animal."""
         number = self._numbers.get(image_id)
         if number is None or self._best[number] < 0:
             return None
-        return self._names[self._best[number]], float(self._similarities[number])
+        return self._names[self._best[number]], float(self._agreements[number])
 
 
 def _find_twins(
     folder: StageFolder, given: _Given, cache: EmbeddingCache, centroids: Centroids
 ) -> _Twins:
-    """Sort the pictures by similarity in a file of their own, and look for each one's nearest before it."""
+    """Sort the layouts by their pictures' similarity in a file, and look for each one's nearest before it."""
     names: list[str] = []
     similarities: list[np.ndarray[Any, Any]] = []
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -504,23 +519,23 @@ def _find_twins(
                 asked = [one.asked_for for one in members]
                 similarities.append(similarity_to_nearest(rows, centroids, asked))
                 names += [one.image_id for one in members]
-                plain.write(rows.tobytes())
+                layouts = np.stack([one.layout for one in members if one.layout is not None])
+                plain.write(np.packbits(layouts > 0, axis=1).tobytes())
         if not names:
             return _Twins([], [], [])
         # Best first; of equals the earlier one.
         order = np.argsort(-np.concatenate(similarities), kind="stable")
-        bytes_a_row = 4 * cache.width
         for number in order.tolist():
-            plain.seek(number * bytes_a_row)
-            ordered.write(plain.read(bytes_a_row))
+            plain.seek(number * NUM_BYTES)
+            ordered.write(plain.read(NUM_BYTES))
 
-        def read(start: int, stop: int) -> Embeddings:
-            ordered.seek(start * bytes_a_row)
-            content = ordered.read((stop - start) * bytes_a_row)
-            return np.frombuffer(content, dtype=np.float32).reshape(-1, cache.width)
+        def read(start: int, stop: int) -> Vectors:
+            ordered.seek(start * NUM_BYTES)
+            content = ordered.read((stop - start) * NUM_BYTES)
+            return layout_vectors(np.frombuffer(content, dtype=np.uint8))
 
         best, cosines = find_twins(read, len(names))
-    return _Twins([names[number] for number in order.tolist()], best, cosines)
+    return _Twins([names[number] for number in order.tolist()], best, to_agreement(cosines))
 
 
 def _write_decisions(
@@ -671,6 +686,7 @@ def _counts(
         "threshold_from": "calibrated" if config.filter.threshold == "calibrated" else "given",
         "background_threshold": limits.backgrounds,
         "copy_threshold": limits.copy,
+        "layout_threshold": limits.layout,
         "duplicate_threshold": limits.twin,
         "background_margin": limits.empty,
         "real_tiles": len(animals.tile_ids),

@@ -1,7 +1,7 @@
 """What CLIP said of every content, kept by its hash and the model: never asked twice.
 
 ``4-filter/embeddings/`` holds shards of up to `BLOCK` contents (``.npz``, stored and not compressed, so
-that rows are read in place): ``model``, ``sha256``, ``fault`` and ``embeddings``. While a block is
+that rows are read in place): ``model``, ``sha256``, ``fault``, ``layout`` and ``embeddings``. While a block is
 worked on, its batches lie in files of their own, ``part-*.npz``; a whole block is one shard, and its
 parts go. In memory is only where each content lies.
 """
@@ -18,6 +18,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from synthdet.core.layout import NUM_BYTES, Packed, Vectors, layout_vectors
 from synthdet.core.similarity import Embeddings, Similarities
 from synthdet.workspace import atomic_path, hash_json
 
@@ -30,10 +31,11 @@ _ROWS_AT_A_TIME = 8192
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """What is known of a picture's content: an embedding of length 1, or a fault."""
+    """What is known of a picture's content: an embedding of length 1 and a layout, or a fault."""
 
     embedding: NDArray[np.float32] | None
     fault: str | None
+    layout: Packed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,17 @@ class EmbeddingCache:
             found[here] = self._read(number)[places[here] % BLOCK]
         return found
 
+    def layouts(self, contents: Sequence[str]) -> Vectors:
+        """The layouts of contents that have an embedding, ``(n, 544)``, in their order."""
+        places = np.array([self._place(sha256) for sha256 in contents], dtype=np.int64)
+        found = np.empty((len(places), NUM_BYTES), dtype=np.uint8)
+        numbers = places // BLOCK
+        for number in np.unique(numbers).tolist():
+            here = numbers == number
+            with np.load(self._shards[number].path) as members:
+                found[here] = members["layout"][places[here] % BLOCK]
+        return layout_vectors(found)
+
     def add_part(self, embedded: Mapping[str, Embedded]) -> None:
         """Write down a batch."""
         name = f"{_PART}{hash_json([self._model, *embedded])[:16]}.npz"
@@ -108,7 +121,12 @@ class EmbeddingCache:
             return
         known = [sha256 for sha256 in block if self.fault(sha256) is None]
         rows = dict(zip(known, self.rows(known), strict=True))
-        embedded = {sha256: Embedded(rows.get(sha256), self.fault(sha256)) for sha256 in block}
+        packed = np.packbits(self.layouts(known) > 0, axis=1)
+        layouts = dict(zip(known, packed, strict=True))
+        embedded = {
+            sha256: Embedded(rows.get(sha256), self.fault(sha256), layouts.get(sha256))
+            for sha256 in block
+        }
         self._write(self._folder / f"{hash_json([self._model, *embedded])[:16]}.npz", embedded)
 
     def clean(self) -> None:
@@ -177,12 +195,15 @@ class EmbeddingCache:
         rows = [one.embedding for one in embedded.values()]
         width = next((len(row) for row in rows if row is not None), self.width)
         zeros = np.zeros(width, dtype=np.float32)  # a faulty picture's row
+        layouts = [one.layout for one in embedded.values()]
+        blank = np.zeros(NUM_BYTES, dtype=np.uint8)
         with atomic_path(path) as temporary:
             np.savez(
                 temporary,
                 model=np.array(self._model),
                 sha256=np.array(list(embedded)),
                 fault=np.array([one.fault or "" for one in embedded.values()]),
+                layout=np.stack([blank if one is None else one for one in layouts]),
                 embeddings=np.stack([zeros if row is None else row for row in rows]),
             )
         self._index()
@@ -216,7 +237,7 @@ def _find_rows(path: Path) -> _Shard:
         ValueError: They are not stored as rows of float32.
     """
     with path.open("rb") as handle, zipfile.ZipFile(handle) as members:
-        member = members.getinfo("embeddings.npy")
+        member, _ = members.getinfo("embeddings.npy"), members.getinfo("layout.npy")
         handle.seek(member.header_offset + 26)
         name, extra = np.frombuffer(handle.read(4), dtype="<u2").tolist()
         handle.seek(name + extra, os.SEEK_CUR)

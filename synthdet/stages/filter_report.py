@@ -80,7 +80,7 @@ def draw_report(path: Path, facts: ReportFacts) -> None:
     ]
     sheets = [(title, members) for title, members in sheets if members]
     heights = [3.3] + [0.45 + 0.95 * _num_rows(members) for _, members in sheets]
-    figure = Figure(figsize=(11, sum(heights)), dpi=130, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(11, sum(heights)), dpi=110, layout="constrained", facecolor="white")
     axes = figure.subplots(len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[
         :, 0
     ]
@@ -180,7 +180,7 @@ def _thumbnail(path: Path) -> NDArray[np.uint8]:
     square = Image.new("RGB", (_THUMB, _THUMB), (238, 238, 238))
     try:
         with Image.open(path) as image:
-            image.draft("RGB", (2 * _THUMB, 2 * _THUMB))
+            image.draft("RGB", (_THUMB, _THUMB))
             small = ImageOps.contain(image.convert("RGB"), square.size)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return np.asarray(square)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synthdet.core import similarity
+from synthdet.core.layout import NUM_BYTES, layout_vectors, turned_layouts
 from synthdet.core.records import Score
 from synthdet.core.similarity import Limits, RealTiles
 from synthdet.errors import SynthdetError
@@ -210,7 +212,7 @@ def test_large_flat_pictures_are_blank_and_large_others_are_not() -> None:
 
 def test_a_centroid_a_class_and_the_classes_asked_for() -> None:
     animals = RealTiles(
-        ("a", "b", "c", "d"), ("s",) * 4, at_degrees(0, 10, 90, 100), ("p",) * 4,
+        ("a", "b", "c", "d"), ("s",) * 4, at_degrees(0, 10, 90, 100), None,
         ((0,), (0,), (1,), (1,)),
     )  # fmt: skip
     centroids = similarity.make_centroids(animals, per_class=True)
@@ -252,16 +254,43 @@ def test_twins_are_the_nearest_before() -> None:
             assert cosines[number] == pytest.approx(expected.max(), abs=1e-6)
 
 
-def test_two_tiles_of_a_photo_say_what_is_a_near_duplicate() -> None:
-    animals = RealTiles(
-        ("a", "b", "c", "d", "e"), ("s", "s", "s", "t", "u"), at_degrees(0, 4, 50, 80, 81),
-        ("p", "p", "q", "r", "v"),
-    )  # fmt: skip
-    assert similarity.closest_within_photos(animals) == cosine(4)
+def with_layouts(tiles_: RealTiles, seed: int) -> RealTiles:
+    packed = np.random.default_rng(seed).integers(0, 256, (len(tiles_.groups), NUM_BYTES), np.uint8)
+    return replace(tiles_, layouts=layout_vectors(packed))
+
+
+def test_real_layouts_say_what_is_a_near_duplicate() -> None:
+    animals = with_layouts(THREE_SITES, 0)
+    chance = similarity.closest_layouts(animals)
+    assert chance is not None
+    assert 0.5 < chance < 0.65
     limits = _calibrate(animals, NOTHING, duplicate_threshold="calibrated").limits
-    assert limits.twin == cosine(1)  # two sites are nearer to each other: no sign of a copy then
+    assert limits.twin == limits.layout == pytest.approx((1 + chance) / 2)
+    assert _calibrate(animals, NOTHING, duplicate_threshold=0.9).limits.twin == 0.9
+    assert _calibrate(animals, NOTHING).limits.twin is None
     assert _calibrate(THREE_SITES, NOTHING, duplicate_threshold="calibrated").limits.twin is None
-    assert _calibrate(THREE_SITES, NOTHING, duplicate_threshold=0.9).limits.twin == 0.9
+
+
+def test_a_mirrored_layout_is_found_again() -> None:
+    layouts = with_layouts(THREE_SITES, 0).layouts
+    assert layouts is not None
+    mirrored = turned_layouts(layouts)[6][2:3]
+    index, agreement = similarity.find_same_layout(mirrored, layouts)
+    assert (index.tolist(), agreement.tolist()) == ([2], [1])
+
+
+@pytest.mark.parametrize(
+    ("similar", "agreement", "is_copy"),
+    [(0.96, None, False), (0.94, None, False), (0.5, 0.85, True), (0.96, 0.7, True),
+     (0.96, 0.55, False), (0.94, 0.7, False)],
+)  # fmt: skip
+def test_a_copy_repeats_the_layout(similar: float, agreement: float | None, is_copy: bool) -> None:
+    limits = Limits(animals=0, backgrounds=None, copy=0.95, layout=0.8, chance=0.6)
+    score = Score(
+        image_id="x", similarity=0.9, nearest_real_similarity=similar, layout_agreement=agreement
+    )
+    decision = similarity.judge(score, limits, is_background=False)
+    assert decision.reason == ("copy of a real photo" if is_copy else None)
 
 
 def test_an_animal_that_looks_like_background() -> None:
@@ -284,7 +313,7 @@ def test_an_animal_that_looks_like_background() -> None:
 
 def test_a_twin_of_a_picture_that_is_dropped_stays() -> None:
     limits = Limits(animals=0, backgrounds=None, copy=None, empty=None, twin=0.9)
-    score = Score(image_id="x", similarity=0.5, twin="y", twin_similarity=0.95)
+    score = Score(image_id="x", similarity=0.5, twin="y", twin_agreement=0.95)
     assert similarity.judge(score, limits, is_background=False).reason == "near-duplicate"
     assert similarity.judge(score, limits, is_background=False, spent={"y"}).kept
 

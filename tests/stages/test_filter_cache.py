@@ -8,17 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from synthdet.core.layout import NUM_BYTES, layout_vectors
 from synthdet.stages import filter_cache
 from synthdet.stages.filter_cache import Embedded, EmbeddingCache
 
 HASHES = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(10)]
 ROWS = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32)
+LAYOUTS = np.random.default_rng(1).integers(0, 256, (10, NUM_BYTES), dtype=np.uint8)
 SPOILT = 3
 
 
 def known(*numbers: int) -> dict[str, Embedded]:
     return {
-        HASHES[n]: Embedded(None, "blank") if n == SPOILT else Embedded(ROWS[n], None)
+        HASHES[n]: Embedded(None, "blank") if n == SPOILT else Embedded(ROWS[n], None, LAYOUTS[n])
         for n in numbers
     }
 
@@ -42,6 +44,7 @@ def fill(folder: Path, model: str = "clip") -> None:
 def check(cache: EmbeddingCache) -> None:
     sound = [n for n in (7, 0, 9, 2, 8, 0) if n != SPOILT]
     assert np.array_equal(cache.rows([HASHES[n] for n in sound]), ROWS[sound])
+    assert np.array_equal(cache.layouts([HASHES[n] for n in sound]), layout_vectors(LAYOUTS[sound]))
     assert cache.fault(HASHES[SPOILT]) == "blank"
     assert cache.fault(HASHES[0]) is None
     assert all(sha256 in cache for sha256 in HASHES)
@@ -77,7 +80,10 @@ def test_what_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
     fill(tmp_path)
     paths = sorted(tmp_path.iterdir())
     paths[0].write_bytes(paths[0].read_bytes()[:60])
-    np.savez_compressed(tmp_path / "packed.npz", model=np.array("clip"), embeddings=ROWS)
+    np.savez_compressed(
+        tmp_path / "packed.npz", model=np.array("clip"), embeddings=ROWS, layout=LAYOUTS
+    )
+    np.savez(tmp_path / "older.npz", model=np.array("clip"), embeddings=ROWS)
     (tmp_path / "empty.npz").write_bytes(b"")
     cache = EmbeddingCache(tmp_path, "clip")
     assert 4 <= sum(sha256 in cache for sha256 in HASHES) < 10
