@@ -23,8 +23,10 @@ _TEXT_WEIGHTS: Final = 0.817e9
 _VAE_WEIGHTS: Final = 0.0837e9
 _LORA_WEIGHTS_A_RANK: Final = 23.2e6 / 16
 """Of the four attention layers of the UNet."""
-_KEPT_GB: Final = {False: 7.81, True: 0.49}
+_KEPT_GB: Final = {False: 5.61, True: 0.49}
 """By `gradient_checkpointing`: what autograd keeps of one picture of 1024 pixels, in 16 bits."""
+_KEPT_BY_DORA: Final = 7.81 / 5.61
+"""Its layers are peft's own, which keep their inputs in float32."""
 _TFLOP: Final = {False: (12.156, 2.032), True: (16.765, 2.571)}
 """By `gradient_checkpointing`: of a picture of n megapixels (1 is 1024 pixels squared), a * n + b * n * n."""
 _VAE_ENCODE_TFLOP: Final = 4.879
@@ -79,11 +81,12 @@ def forecast(config: Config, *, num_tiles: int) -> Forecast:
     wide = 2 if settings.mixed_precision == "no" else 1
     bytes_a_weight = 2 * wide
     lora = _LORA_WEIGHTS_A_RANK * settings.rank
+    kept = _KEPT_GB[settings.gradient_checkpointing] * (_KEPT_BY_DORA if settings.use_dora else 1)
     training = (
         _UNET_WEIGHTS * bytes_a_weight / GB
         + (_TEXT_WEIGHTS * bytes_a_weight / GB if settings.train_text_encoder else 0)
         + lora * _OPTIMIZER_BYTES[settings.optimizer] / GB
-        + _KEPT_GB[settings.gradient_checkpointing] * wide * megapixels * settings.train_batch_size
+        + kept * wide * megapixels * settings.train_batch_size
         + _RUNTIME_GB
     )
     # The VAE encodes in float32, a picture at a time; about four of its widest layers are alive.

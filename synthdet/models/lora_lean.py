@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
@@ -58,11 +59,59 @@ class LoraLinear(torch.autograd.Function):
         return grad_x, None, None, grad_a, grad_b, None
 
 
+class LoraProjections(torch.autograd.Function):
+    """Several `LoraLinear` of one input, without bias, side by side: queries, keys and values.
+
+    W is that of all of them, stacked; so is A, for the one product that all share.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: float, *pairs: Tensor) -> Tensor:
+        """Args: ``x (..., in)``, ``weight (k * out, in)``, and A and B of each in turn; ``(..., k * out)``."""
+        dtype, number = weight.dtype, len(pairs) // 2
+        flat = x.reshape(-1, x.shape[-1]).to(dtype)
+        a = torch.cat(pairs[0::2]).to(dtype)
+        downs = [b.to(dtype) for b in pairs[1::2]]
+        hidden = flat @ a.t()
+        if scale != 1:
+            hidden *= scale
+        y = flat @ weight.t()
+        for part, low, b in zip(y.chunk(number, 1), hidden.chunk(number, 1), downs, strict=True):
+            part.addmm_(low, b.t())
+        ctx.save_for_backward(flat, hidden, weight, a, *downs)
+        ctx.scale, ctx.shape, ctx.dtypes = scale, x.shape, (x.dtype, pairs[0].dtype)
+        return y.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """Gradients of x (where it is wanted) and of each A and B."""
+        flat, hidden, weight, a, *downs = ctx.saved_tensors
+        dtype_x, dtype_lora = ctx.dtypes
+        number = len(downs)
+        grad = grad.reshape(-1, weight.shape[0]).to(weight.dtype)
+        grad_hidden = torch.empty_like(hidden)
+        grads = []
+        chunks = (grad.chunk(number, 1), hidden.chunk(number, 1), grad_hidden.chunk(number, 1))
+        for part, low, grad_low, b in zip(*chunks, downs, strict=True):
+            grads.append((part.t() @ low).to(dtype_lora))
+            torch.mm(part, b, out=grad_low)
+        if ctx.scale != 1:
+            grad_hidden *= ctx.scale
+        grad_a = (grad_hidden.t() @ flat).to(dtype_lora).chunk(number)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.addmm(grad @ weight, grad_hidden, a).view(ctx.shape).to(dtype_x)
+        pairs = (part for pair in zip(grad_a, grads, strict=True) for part in pair)
+        return grad_x, None, None, *pairs
+
+
 @contextmanager
 def lean_layers(network: nn.Module) -> Iterator[int]:
     """Let the linear layers of a network's plain LoRA take the short way, and give them back.
 
-    Left as they are: convolutions, a DoRA, and whatever has a dropout or another adapter.
+    Attentions that have one on queries, keys and values project them together. The base's weights of
+    these then lie in one piece, and stay so. Left as they are: convolutions, a DoRA, and whatever has
+    a dropout or another adapter.
 
     Args:
         network: With the one adapter ``default``.
@@ -81,11 +130,59 @@ def lean_layers(network: nn.Module) -> Iterator[int]:
             layer.lora_B["default"].weight,
             float(layer.scaling["default"]),
         )
+    attentions: list[Any] = [module for module in network.modules() if _is_ordinary(module)]
+    for attention in attentions:
+        crossed = attention.is_cross_attention
+        layers = [attention.to_k, attention.to_v]
+        layers = layers if crossed else [attention.to_q, *layers]
+        attention.forward = partial(_attend, attention, crossed, *_stack(layers))
     try:
         yield len(taken)
     finally:
-        for layer in taken:
-            del layer.forward
+        for module in (*taken, *attentions):
+            del module.forward
+
+
+def _stack(layers: list[Any]) -> tuple[Tensor, float, tuple[Tensor, ...]]:
+    """W of all in one piece, of which theirs become views; scale; A and B of each in turn."""
+    weight = torch.cat([layer.base_layer.weight.detach() for layer in layers])
+    for layer, part in zip(layers, weight.chunk(len(layers)), strict=True):
+        layer.base_layer.weight.data = part
+    pairs = tuple(
+        side["default"].weight for layer in layers for side in (layer.lora_A, layer.lora_B)
+    )
+    return weight, float(layers[0].scaling["default"]), pairs
+
+
+def _attend(
+    attention: Any,
+    crossed: bool,
+    weight: Tensor,
+    scale: float,
+    pairs: tuple[Tensor, ...],
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """What diffusers' `AttnProcessor2_0` does for SDXL, with the projections together."""
+    if attention_mask is not None or crossed == (encoder_hidden_states is None):
+        answer: Tensor = type(attention).forward(
+            attention, hidden_states, encoder_hidden_states, attention_mask, **options
+        )
+        return answer
+    source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+    made: Tensor = LoraProjections.apply(source, weight, scale, *pairs)
+    heads = attention.heads
+    parts = made.view(*made.shape[:-1], len(pairs) // 2, heads, -1).unbind(2)
+    if crossed:
+        query = attention.to_q(hidden_states)
+        parts = (query.view(*query.shape[:-1], heads, -1), *parts)
+    query, key, value = (part.transpose(1, 2) for part in parts)
+    seen = nn.functional.scaled_dot_product_attention(query, key, value)
+    seen = seen.transpose(1, 2).reshape(*hidden_states.shape[:-1], -1)
+    projected: Tensor = attention.to_out[0](seen)
+    return projected
 
 
 def _forward(
@@ -93,6 +190,23 @@ def _forward(
 ) -> Tensor:
     made: Tensor = LoraLinear.apply(x, weight, bias, a, b, scale)
     return made
+
+
+def _is_ordinary(module: Any) -> bool:
+    """An attention as SDXL has it, with a plain LoRA on queries, keys and values."""
+    if type(module) is not Attention or not isinstance(module.processor, AttnProcessor2_0):
+        return False
+    projections = (module.to_q, module.to_k, module.to_v)
+    unusual = (module.spatial_norm, module.group_norm, module.norm_q, module.norm_k)
+    return (
+        all(_is_plain(layer) and layer.base_layer.bias is None for layer in projections)
+        and len({float(layer.scaling["default"]) for layer in projections}) == 1
+        and len({layer.base_layer.weight.shape[0] for layer in projections}) == 1
+        and all(one is None for one in unusual)
+        and not module.norm_cross
+        and not module.residual_connection
+        and module.rescale_output_factor == 1
+    )
 
 
 def _is_plain(module: Any) -> bool:

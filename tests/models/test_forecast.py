@@ -35,7 +35,7 @@ def test_memory_grows_with_what_it_is_made_of() -> None:
     assert 6.0 < lean.training_gb < 7.0
     for options in (
         {"train_batch_size": 2}, {"rank": 64}, {"gradient_checkpointing": False},
-        {"mixed_precision": "no"}, {"train_text_encoder": True},
+        {"use_dora": True}, {"mixed_precision": "no"}, {"train_text_encoder": True},
         {"optimizer": "prodigy", "learning_rate": 1.0},
     ):  # fmt: skip
         assert forecast(config(**options), num_tiles=100).training_gb > lean.training_gb

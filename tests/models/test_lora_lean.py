@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from synthdet.models.lora_lean import LoraLinear, lean_layers
+from synthdet.models.lora_lean import LoraLinear, LoraProjections, lean_layers
+from synthdet.models.sdxl import load_pipeline
+from tests.tiny import tiny_sdxl
 
 
 class Net(nn.Module):
@@ -77,6 +81,65 @@ def test_gradients_are_true() -> None:
     for scale in (1.0, 0.5):
         assert torch.autograd.gradcheck(LoraLinear.apply, (x, weight, bias, a, b, scale))
         assert torch.autograd.gradcheck(LoraLinear.apply, (x, weight, None, a, b, scale))
+        pairs = (
+            a,
+            b,
+            a.detach().flip(0).requires_grad_(True),
+            (2 * b).detach().requires_grad_(True),
+        )
+        stacked = torch.cat([weight, weight.flip(1)])
+        assert torch.autograd.gradcheck(LoraProjections.apply, (x, stacked, scale, *pairs))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_whole_unet_gives_what_peft_gives(half: bool, tmp_path: Path) -> None:
+    unet = load_pipeline(tiny_sdxl(tmp_path / "sdxl"), vae=None, dtype=torch.float32).unet
+    unet.requires_grad_(False)
+    names = ["to_k", "to_q", "to_v", "to_out.0", "ff.net.2", "conv1"]
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=3, init_lora_weights=False, target_modules=names))
+    if half:
+        for name, parameter in unet.named_parameters():
+            if "lora" not in name:
+                parameter.data = parameter.data.bfloat16()
+    generator = torch.Generator().manual_seed(0)
+    noise, states, pooled = (
+        torch.randn(*shape, generator=generator).to(unet.dtype)
+        for shape in ((2, 4, 16, 24), (2, 7, 20), (2, 12))
+    )
+
+    def step() -> tuple[Tensor, dict[str, Tensor]]:
+        unet.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            answer = unet(
+                noise,
+                torch.tensor([3, 700]),
+                encoder_hidden_states=states,
+                added_cond_kwargs={
+                    "text_embeds": pooled,
+                    "time_ids": torch.zeros(2, 6).to(unet.dtype),
+                },
+                return_dict=False,
+            )[0]
+        answer.float().square().mean().backward()
+        return answer, {n: p.grad for n, p in unet.named_parameters() if p.grad is not None}
+
+    for checkpointing in (False, True):
+        if checkpointing:
+            unet.train()
+            unet.enable_gradient_checkpointing()
+        expected, grads = step()
+        with lean_layers(unet) as number:
+            assert number > 20
+            assert any("forward" in vars(m) for m in unet.modules() if isinstance(m, Attention))
+            found, found_grads = step()
+        again, _ = step()
+        assert torch.equal(again, expected)
+        scale = float(expected.abs().max())
+        assert float((found - expected).abs().max()) < (0.05 if half else 1e-4) * scale
+        assert found_grads.keys() == grads.keys()
+        for name, grad in grads.items():
+            error = float((found_grads[name] - grad).norm())
+            assert error <= (0.15 if half else 1e-3) * float(grad.norm()) + 1e-7, name
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_dropout": 0.5}])
