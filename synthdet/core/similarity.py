@@ -553,7 +553,7 @@ def _score_columns(
 
 
 def find_twins(
-    read: Callable[[int, int], Embeddings], number: int, *, block: int = 2048
+    read: Callable[[int, int], Embeddings], number: int, *, block: int = 1024
 ) -> tuple[NDArray[np.int64], Similarities]:
     """For each picture the most similar one before it, two blocks of rows in memory at a time.
 

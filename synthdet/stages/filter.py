@@ -85,6 +85,7 @@ from synthdet.workspace import (
 PROMISED = ("scores.jsonl", "decisions.jsonl", "centroid.npy", "report.png")
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"}
 _BATCHES_AHEAD = 3
+_AT_A_TIME = 1024  # pictures whose records are in memory
 _QUALITY_PICTURES = 2_000
 
 
@@ -446,7 +447,7 @@ def _write_scores(
 ) -> None:
     twins = _find_twins(folder, given, cache, centroids)
     with atomic_path(folder.path / "scores.jsonl") as temporary, temporary.open("wb") as handle:
-        for block in _in_blocks(given.images(), BLOCK):
+        for block in _in_blocks(given.images(), _AT_A_TIME):
             pictures = _with_embeddings(block, cache)
             named = {one.image_id: twins.of(one.image_id) for one in pictures}
             scores = score_pictures(
@@ -508,7 +509,7 @@ def _find_twins(
         tempfile.TemporaryFile(dir=folder.path, prefix=".tmp-") as plain,
         tempfile.TemporaryFile(dir=folder.path, prefix=".tmp-") as ordered,
     ):
-        for block in _in_blocks(given.images(), BLOCK):
+        for block in _in_blocks(given.images(), _AT_A_TIME):
             members = [
                 one
                 for one in _with_embeddings(block, cache)
@@ -547,7 +548,7 @@ def _write_decisions(
     reasons: Counter[str | None] = Counter()
     path = folder.path / "decisions.jsonl"
     with atomic_path(path) as temporary, temporary.open("wb") as handle:
-        for block in _in_blocks(_scored(folder, given), BLOCK):
+        for block in _in_blocks(_scored(folder, given), _AT_A_TIME):
             decisions = [_judge(score, image, calibration, spent) for score, image in block]
             reasons.update(decision.reason for decision in decisions)
             _write_lines(handle, decisions)

@@ -26,7 +26,7 @@ BLOCK = 4096
 """Contents of a shard. It decides how files are cut, so it is no knob."""
 
 _PART = "part-"
-_ROWS_AT_A_TIME = 8192
+_ROWS_AT_A_TIME = 512  # a megabyte: it stays near the processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +211,7 @@ class EmbeddingCache:
 
     def _add_shard(self, path: Path) -> None:
         try:
-            shard = _find_rows(path)
-            with np.load(path) as members:
-                model = str(members["model"])
+            shard, model = _open_shard(path)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return
         if model == self._model and shard.rows <= BLOCK:
@@ -230,14 +228,16 @@ class EmbeddingCache:
         return self._open[1]
 
 
-def _find_rows(path: Path) -> _Shard:
-    """Where the embeddings lie in a shard, which is a zip file whose members are stored as they are.
+def _open_shard(path: Path) -> tuple[_Shard, str]:
+    """Where the embeddings lie in a shard, a zip file whose members are stored as they are; and the model.
 
     Raises:
         ValueError: They are not stored as rows of float32.
     """
     with path.open("rb") as handle, zipfile.ZipFile(handle) as members:
         member, _ = members.getinfo("embeddings.npy"), members.getinfo("layout.npy")
+        with members.open("model.npy") as named:
+            model = str(np.lib.format.read_array(named))
         handle.seek(member.header_offset + 26)
         name, extra = np.frombuffer(handle.read(4), dtype="<u2").tolist()
         handle.seek(name + extra, os.SEEK_CUR)
@@ -248,7 +248,7 @@ def _find_rows(path: Path) -> _Shard:
         stored = member.compress_type == zipfile.ZIP_STORED
         if fortran or not stored or kind != np.float32 or len(shape) != 2:
             raise ValueError("not rows of float32")
-        return _Shard(path, handle.tell(), *shape)
+        return _Shard(path, handle.tell(), *shape), model
 
 
 def _fill(handle: IO[bytes], rows: Embeddings) -> None:
