@@ -219,7 +219,7 @@ class FilterConfig(Section):
     """CLIP similarity to the real centroid: keep, or drop and say why."""
 
     model: str = "openai/clip-vit-base-patch32"
-    """Hub id or folder of a transformers CLIP, or `pocket`."""
+    """Hub id or folder of a transformers CLIP or SigLIP, or `pocket`."""
     threshold: Calibrated | float = _decision("calibrated")
     """Cosine similarity to the centroid of the real train tiles below which a picture is dropped. `calibrated`: a low percentile of the real tiles' own similarity, each group left out in turn. (0.3, the usual text-to-image value, passes almost everything here.)"""
     percentile: float = _decision(2.0, ge=0, le=50)

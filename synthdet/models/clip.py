@@ -1,9 +1,11 @@
 """CLIP's image tower: pictures to embeddings.
 
-Any transformers CLIP checkpoint, by hub id or folder, whole (`CLIPModel`) or the image tower alone
-(`CLIPVisionModelWithProjection`). The text tower is never loaded.
+Any transformers CLIP or SigLIP checkpoint, by hub id or folder, whole (`CLIPModel`, `SiglipModel`) or
+the image tower alone (`CLIPVisionModelWithProjection`, `SiglipVisionModel`). The text tower is never
+loaded.
 
-Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
+Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021;
+Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023.
 """
 
 from __future__ import annotations
@@ -28,18 +30,18 @@ from synthdet.models.protocols import Picture
 
 
 class ClipEmbedder:
-    """Embeds pictures with a CLIP image tower, in float32.
+    """Embeds pictures with a CLIP or SigLIP image tower, in float32.
 
     The checkpoint's own image processor says how pictures are resized, cropped and normalised; the
     work is done here with Pillow, one picture at a time, equal to the processor's within rounding.
 
     Args:
-        model: Hub id or folder of a transformers CLIP.
+        model: Hub id or folder of a transformers CLIP or SigLIP.
         batch_size: Pictures a forward pass.
         device: "auto", "cpu" or "cuda".
 
     Raises:
-        SynthdetError: There is no such checkpoint, or it is not a whole CLIP.
+        SynthdetError: There is no such checkpoint, or it is not a whole CLIP or SigLIP.
     """
 
     def __init__(self, model: str | Path, *, batch_size: int, device: str) -> None:
@@ -51,7 +53,7 @@ class ClipEmbedder:
                 tower = _load_tower(model)
             except (OSError, ValueError, RuntimeError, SafetensorError) as error:
                 raise SynthdetError(
-                    f"filter.model: {model} cannot be loaded as a CLIP ({_first_line(error)}): "
+                    f"filter.model: {model} cannot be loaded as a CLIP or SigLIP ({_first_line(error)}): "
                     "name a hub id or a folder with config.json, preprocessor_config.json and model.safetensors"
                 ) from error
         self._tower = tower.to(self._device).eval().requires_grad_(False)
@@ -95,7 +97,9 @@ class ClipEmbedder:
     def embed_shrunk(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
         """One forward pass over pictures that `shrink` made. ``(len(pictures), dimensions)``."""
         pixels = torch.from_numpy(np.stack(pictures)).to(self._device)
-        embeddings = self._tower(pixel_values=self.normalise(pixels)).image_embeds
+        output = self._tower(pixel_values=self.normalise(pixels))
+        # SigLIP's tower ends in its pooling head, CLIP's in a projection.
+        embeddings = output.image_embeds if "image_embeds" in output else output.pooler_output
         normalised = torch.nn.functional.normalize(embeddings, dim=-1)
         return np.asarray(normalised.cpu().numpy(), dtype=np.float32)
 
@@ -123,15 +127,19 @@ class ClipEmbedder:
 
 def _load_tower(model: str | Path) -> Any:
     config = transformers.AutoConfig.from_pretrained(model)
+    kind = transformers.CLIPVisionModelWithProjection
     if config.model_type == "clip":
         # The width of the embedding stands on the whole model; its image part has a default of its own.
         vision = config.vision_config
         vision.projection_dim = config.projection_dim
     elif config.model_type == "clip_vision_model":
         vision = config
+    elif config.model_type in ("siglip", "siglip_vision_model"):
+        kind = transformers.SiglipVisionModel
+        vision = getattr(config, "vision_config", config)
     else:
         raise ValueError(f"its config.json says {config.model_type}")
-    tower, report = transformers.CLIPVisionModelWithProjection.from_pretrained(
+    tower, report = kind.from_pretrained(
         model, config=vision, dtype=torch.float32, output_loading_info=True
     )
     if report["missing_keys"]:

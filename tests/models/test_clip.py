@@ -113,6 +113,32 @@ def test_the_image_tower_alone_gives_the_same(clip: tuple[Path, Any], tmp_path: 
     assert np.array_equal(whole, alone)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_siglip_gives_what_transformers_gives(tmp_path: Path, whole: bool) -> None:
+    tower = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    config = transformers.SiglipConfig(
+        vision_config={**tower, "image_size": 32, "patch_size": 8},
+        text_config={**tower, "vocab_size": 20, "max_position_embeddings": 8},
+    )
+    torch.manual_seed(0)
+    model = transformers.SiglipModel(config).eval()
+    (model if whole else model.vision_model).save_pretrained(tmp_path)
+    processor = transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
+    processor.save_pretrained(tmp_path)
+    ours = ClipEmbedder(tmp_path, batch_size=2, device="cpu").embed(PICTURES)
+    with torch.inference_mode():
+        pixels = processor(images=PICTURES, return_tensors="pt")["pixel_values"]
+        theirs = model.get_image_features(pixel_values=pixels).pooler_output.numpy()
+    theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
+    assert ours.shape == (5, 16)
+    assert np.abs(ours - theirs).max() < 2e-3
+
+
 def test_loading_says_nothing(clip: tuple[Path, Any], capfd: pytest.CaptureFixture[str]) -> None:
     ClipEmbedder(clip[0], batch_size=2, device="cpu")
     captured = capfd.readouterr()
