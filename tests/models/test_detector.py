@@ -331,6 +331,20 @@ def test_a_killed_child_is_an_error_and_leaves_no_weights(data_yaml: Path, tmp_p
             opened(child, Path("yolo11n"))
 
 
+def test_a_detector_whose_process_was_killed_draws_on_in_a_new_one(
+    weights: Path, tmp_path: Path
+) -> None:
+    draw(tmp_path / "wide.png", 1)
+    with DetectorProcess(threads=1) as child:
+        detector = opened(child, weights)
+        before = detector.detect([tmp_path / "wide.png"], min_confidence=1e-6)
+        assert child._child is not None
+        os.kill(child._child.process.pid, signal.SIGKILL)
+        with pytest.raises(SynthdetError, match="was killed"):
+            detector.detect([tmp_path / "wide.png"], min_confidence=1e-6)
+        assert detector.detect([tmp_path / "wide.png"], min_confidence=1e-6) == before
+
+
 def test_a_killed_parent_takes_its_child_along(data_yaml: Path, tmp_path: Path) -> None:
     script = f"""
 import sys
