@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -37,6 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 from PIL import Image
+from report import make_report, say
 from rich.console import Console
 
 from synthdet.config import make_config
@@ -87,7 +87,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _measure(work: Path, number: int, theirs: int) -> dict[str, Any]:
-    _say(f"making two runs of {number:,} tiles")
+    say(f"making two runs of {number:,} tiles")
     for turn in (1, 2):
         _make_run(work / f"run-{turn}", number)
     ours: list[dict[str, float]] = []
@@ -95,11 +95,11 @@ def _measure(work: Path, number: int, theirs: int) -> dict[str, Any]:
     with _Fiftyone(work, theirs) as fiftyone:
         for turn in (1, 2):
             rates.append(fiftyone.export())
-            _say(
+            say(
                 f"round {turn}: FiftyOne {rates[-1]['half']:,.0f} and {rates[-1]['all']:,.0f} pictures/s"
             )
             ours.append(_child(work / f"run-{turn}"))
-            _say(
+            say(
                 f"round {turn}: ours {ours[-1]['pictures_per_second']:,.0f} pictures/s, check "
                 f"{ours[-1]['check_seconds']:.0f} s, peak {ours[-1]['peak_rss_mb']:,.0f} MB "
                 f"({ours[-1]['peak_rss_before_check_mb']:,.0f} MB before the check)"
@@ -124,17 +124,7 @@ def _measure(work: Path, number: int, theirs: int) -> dict[str, Any]:
             statistics.median(one["half"] for one in rates), 1
         ),
     }
-    met = [
-        figures[name] >= bound if sign == ">=" else figures[name] <= bound
-        for name, (sign, bound) in TARGETS.items()
-    ]
-    return {
-        "name": "export",
-        "machine": _machine(),
-        "figures": figures,
-        "targets": {name: f"{sign} {bound}" for name, (sign, bound) in TARGETS.items()},
-        "ok": all(met),
-    }
+    return make_report("export", figures, TARGETS)
 
 
 # --- ours --------------------------------------------------------------------------------------
@@ -238,7 +228,7 @@ class _Fiftyone:
     """A child that holds the dataset in FiftyOne's database and exports it when asked to."""
 
     def __init__(self, work: Path, number: int) -> None:
-        _say(f"adding {number:,} samples to FiftyOne")
+        say(f"adding {number:,} samples to FiftyOne")
         environment = os.environ | {
             "FIFTYONE_DO_NOT_TRACK": "true",
             "FIFTYONE_DATABASE_DIR": str(work / "database"),
@@ -323,20 +313,7 @@ def _check_equal(work: Path, number: int) -> None:
             same = np.allclose(a.xyxy, b.xyxy, atol=1e-3) and a.class_id == b.class_id
             if not same:
                 raise SystemExit(f"{name}: ours {a.xyxy}, FiftyOne's {b.xyxy}")
-    _say("labels are equal")
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": [round(value, 2) for value in os.getloadavg()],
-        "python": platform.python_version(),
-    }
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say("labels are equal")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@
 - *growth*: our peak with 100 times as many small pictures, pocket CLIP: `rss_growth_mb`.
 - *rescore*: a new centroid over 1,000,000 cached embeddings of 512 numbers.
 - *faults*: the pocket world with planted faults, through filter and label: `fault_recall`, `good_loss`.
-- on a GPU, `pictures_per_second` from JPEG with ViT-B/32.
 
 Progress goes to stderr, one JSON object to stdout. `ok` is whether every target is met.
 """
@@ -22,7 +21,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -41,6 +39,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
+from report import make_report, say
 from rich.console import Console
 
 from synthdet.config import Config, make_config
@@ -121,25 +120,13 @@ def main() -> None:
             started = time.monotonic()
             made = _PARTS[part](work, plan)
             figures |= made
-            _say(f"{part}: {json.dumps(made)} ({time.monotonic() - started:.0f} s)")
+            say(f"{part}: {json.dumps(made)} ({time.monotonic() - started:.0f} s)")
     finally:
         if arguments.work is None:
             shutil.rmtree(work, ignore_errors=True)
-    result = {
-        "name": "filter",
-        "machine": _machine(),
-        "figures": figures,
-        "targets": {name: f"{sign} {bound}" for name, (sign, bound) in TARGETS.items()},
-        "ok": all(_meets(figures, name) for name in TARGETS),
-    }
+    result = make_report("filter", figures, TARGETS)
     print(json.dumps(result))
     sys.exit(0 if result["ok"] else 1)
-
-
-def _meets(figures: dict[str, Any], name: str) -> bool:
-    sign, bound = TARGETS[name]
-    value = figures.get(name)
-    return value is not None and (value >= bound if sign == ">=" else value <= bound)
 
 
 def _parse() -> argparse.Namespace:
@@ -353,7 +340,7 @@ def _measure_speed(work: Path, plan: Plan) -> dict[str, Any]:
         ours.append(_child("ours", work, run=str(workspace.root), clip=str(work / "clip")))
         if turn == 0:
             _check_equal(work, workspace, hashes)
-        _say(
+        say(
             f"round {turn + 1}: forward {forward[-1]:.1f} s, script {script[-1]['seconds']:.1f} s "
             f"(forward {script[-1]['forward']:.1f}), ours {ours[-1]['seconds']:.1f} s"
         )
@@ -377,7 +364,7 @@ def _check_equal(work: Path, workspace: Workspace, hashes: Sequence[str]) -> Non
     cosines = (cache.rows(hashes) * np.load(work / "script.npy")).sum(axis=1)
     if cosines.min() < 0.99:
         raise SystemExit(f"embeddings differ: cosine {cosines.min():.4f}")
-    _say(f"embeddings are equal: cosines from {cosines.min():.5f} to {cosines.max():.5f}")
+    say(f"embeddings are equal: cosines from {cosines.min():.5f} to {cosines.max():.5f}")
 
 
 def _measure_memory(work: Path, plan: Plan) -> dict[str, Any]:
@@ -413,7 +400,7 @@ def _measure_growth(work: Path, plan: Plan) -> dict[str, Any]:
         workspace = _make_run(work / f"run-{number}", paths, hashes, "pocket")
         told = _child("ours", work, run=str(workspace.root), clip=str(weights_dir() / "clip"))
         peaks.append(told["peak_mb"])
-        _say(f"{number:,} pictures: peak {told['peak_mb']:.0f} MB, {told['seconds']:.0f} s")
+        say(f"{number:,} pictures: peak {told['peak_mb']:.0f} MB, {told['seconds']:.0f} s")
     return {
         "rss_growth_mb": round(peaks[1] - peaks[0], 1),
         "growth_pictures": plan.growth[1],
@@ -585,19 +572,6 @@ def _disturb(image: Image.Image, rng: np.random.Generator, *, work: Path) -> Ima
     changed.save(path, quality=int(rng.integers(85, 96)))
     with Image.open(path) as read:
         return read.convert("RGB")
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": [round(value, 2) for value in os.getloadavg()],
-        "python": platform.python_version(),
-    }
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 _CHILDREN: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {

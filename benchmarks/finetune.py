@@ -32,7 +32,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import runpy
 import statistics
@@ -52,6 +51,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 from PIL import Image
+from report import make_report, say
 
 TARGETS: dict[str, tuple[str, float]] = {
     "syncs_per_step": ("<=", 0.0),
@@ -117,23 +117,9 @@ def main() -> None:
             figures, targets = _measure_full_size_on_cpu(work)
         else:
             figures, targets = _measure(work, chosen.peer, quick=chosen.quick)
-    met = {
-        name: figures[name] is not None
-        and (figures[name] >= bound if sign == ">=" else figures[name] <= bound)
-        for name, (sign, bound) in targets.items()
-    }
-    print(
-        json.dumps(
-            {
-                "name": "finetune",
-                "machine": _machine(),
-                "figures": figures,
-                "targets": {name: f"{sign} {bound:g}" for name, (sign, bound) in targets.items()},
-                "ok": all(met.values()),
-            }
-        )
-    )
-    if not all(met.values()):
+    result = make_report("finetune", figures, targets, machine=_torch())
+    print(json.dumps(result))
+    if not result["ok"]:
         raise SystemExit(1)
 
 
@@ -263,7 +249,7 @@ def _run(work: Path, name: str, peer: Path | None, case: Case) -> dict[str, Any]
         tail = (out / "log.txt").read_text()[-2000:]
         raise SystemExit(f"{name} failed ({done.returncode}):\n{tail}")
     measured: dict[str, Any] = json.loads(result.read_text())
-    _say(f"{name}: {json.dumps(measured)}")
+    say(f"{name}: {json.dumps(measured)}")
     return measured
 
 
@@ -579,7 +565,7 @@ def _write_pipeline(
     )
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    _say(f"writing {folder.name}")
+    say(f"writing {folder.name}")
     dtype = torch.bfloat16 if half else torch.float32
     tokenizer = _make_tokenizer()
     symbols = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
@@ -654,27 +640,20 @@ def _make_tokenizer() -> Any:
 
 def _in_child(write: Any, folder: Path) -> Path:
     """Write a folder in a process that then ends, so that its memory is not counted as ours."""
-    command = f"import runpy; runpy.run_path({__file__!r})[{write.__name__!r}](__import__('pathlib').Path({str(folder)!r}))"
+    here = str(Path(__file__).parent)
+    command = f"import runpy, sys; sys.path.insert(0, {here!r}); runpy.run_path({__file__!r})[{write.__name__!r}](__import__('pathlib').Path({str(folder)!r}))"
     subprocess.run([sys.executable, "-c", command], check=True)
     return folder
 
 
-def _machine() -> dict[str, Any]:
+def _torch() -> dict[str, Any]:
     import torch
 
     return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
         "threads": int(os.environ["OMP_NUM_THREADS"]),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load": [round(value, 2) for value in os.getloadavg()],
-        "python": platform.python_version(),
         "torch": torch.__version__,
     }
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

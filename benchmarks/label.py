@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -35,6 +34,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from PIL import Image
+from report import make_report, say
 from rich.console import Console
 
 from synthdet.core.comparison import pairwise_iou
@@ -96,17 +96,11 @@ def main() -> None:
             started = time.monotonic()
             made = _PARTS[part](work, plan)
             figures |= made
-            _say(f"{part}: {json.dumps(made)} ({time.monotonic() - started:.0f} s)")
+            say(f"{part}: {json.dumps(made)} ({time.monotonic() - started:.0f} s)")
     finally:
         if arguments.work is None:
             shutil.rmtree(work, ignore_errors=True)
-    result = {
-        "name": "label",
-        "machine": _machine(),
-        "figures": figures,
-        "targets": {name: f"{sign} {bound}" for name, (sign, bound) in TARGETS.items()},
-        "ok": all((figures.get(name) or 0.0) >= bound for name, (_, bound) in TARGETS.items()),
-    }
+    result = make_report("label", figures, TARGETS)
     print(json.dumps(result))
     sys.exit(0 if result["ok"] else 1)
 
@@ -150,7 +144,7 @@ def _race(ours: _Side, loop: _Side, size: int, rounds: int) -> tuple[float, floa
     for turn in range(rounds):
         for side, times in zip((ours, loop), seconds, strict=True):
             times.append(side.ask(size)["seconds"])
-        _say(
+        say(
             f"{size} px, round {turn + 1}: ours {seconds[0][-1]:.2f} s, loop {seconds[1][-1]:.2f} s"
         )
     return statistics.median(seconds[0]), statistics.median(seconds[1])
@@ -168,7 +162,7 @@ def _check_equal(ours: Sequence[Any], theirs: Sequence[Any]) -> None:
                 missed += int((overlaps.max(axis=1, initial=0) < 0.9).sum())
     if total == 0 or missed > 0.01 * total:
         raise SystemExit(f"boxes differ: {missed} of {total} are drawn by one side alone")
-    _say(f"boxes are equal: {total - missed} of {total}")
+    say(f"boxes are equal: {total - missed} of {total}")
 
 
 def _save_pictures(folder: Path, number: int, size: int) -> None:
@@ -301,7 +295,7 @@ def _measure_quality(work: Path, plan: Plan) -> dict[str, Any]:
     run_stage("label", workspace, QUIET)
     single = _accepted_figures(workspace, scenes)
     figures |= {f"{name}_one_view": value for name, value in single.items()}
-    _say(f"weights of the first labels are in {aside}")
+    say(f"weights of the first labels are in {aside}")
     return figures
 
 
@@ -364,7 +358,7 @@ def _make_run(folder: Path, plan: Plan) -> tuple[Workspace, list[Scene]]:
     workspace = Workspace(folder / "run")
     run_stage("prepare", workspace, QUIET)
     tiles = read_records(workspace.stage("prepare").path / "tiles.jsonl", Tile)
-    _say(f"{sum(tile.split == 'train' for tile in tiles)} train tiles")
+    say(f"{sum(tile.split == 'train' for tile in tiles)} train tiles")
     generate, chosen = workspace.stage("generate"), workspace.stage("filter")
     images, scenes = [], []
     for index in range(plan.scenes):
@@ -402,19 +396,6 @@ def _make_run(folder: Path, plan: Plan) -> tuple[Workspace, list[Scene]]:
         stage.claim(settings={}, inputs={})
         stage.close(outputs=[stage.path / name for name in records], counts={}, runtime={})
     return workspace, scenes
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": [round(value, 2) for value in os.getloadavg()],
-        "python": platform.python_version(),
-    }
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 _PARTS: dict[str, Callable[[Path, Plan], dict[str, Any]]] = {

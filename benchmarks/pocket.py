@@ -17,8 +17,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,8 +30,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
+from report import make_report, say
 
-from synthdet.core.boxes import area  # noqa: F401
 from synthdet.core.comparison import pairwise_iou
 from synthdet.core.formats.yolo import to_yolo_lines
 from synthdet.core.records import Box, Decision, DetectedBox, Label, Score, SyntheticImage, Tile
@@ -115,7 +113,7 @@ class Bench:
         kept = read_json(path)
         self.figures |= kept["figures"]
         self.seconds[name] = kept["seconds"]
-        print(f"{name:8} {kept['seconds']} s  {json.dumps(kept['figures'])}", file=sys.stderr)
+        say(f"{name:8} {kept['seconds']} s  {json.dumps(kept['figures'])}")
 
 
 # --- the judge -----------------------------------------------------------------------------------
@@ -172,7 +170,7 @@ def train_judge(folder: Path, plan: Plan) -> None:
 def say_step(part: str, step: int, steps: int) -> None:
     """A line every fifty steps."""
     if step % 50 == 0:
-        print(f"{part:8} step {step} of {steps}", file=sys.stderr, flush=True)
+        say(f"{part:8} step {step} of {steps}")
 
 
 def write_scene(scene: Scene, folder: Path, name: str) -> Path:
@@ -503,14 +501,6 @@ def package_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-def holds(figure: Any, target: tuple[str, float]) -> bool:
-    """Whether a figure meets its target; a missing one does not."""
-    sign, bound = target
-    if figure is None:
-        return False
-    return bool({">=": figure >= bound, "<=": figure <= bound, ">": figure > bound}[sign])
-
-
 def run(plan: Plan, work: Path) -> dict[str, Any]:
     """All parts; the report."""
     suffix = "-quick" if plan is QUICK else ""
@@ -531,25 +521,11 @@ def run(plan: Plan, work: Path) -> dict[str, Any]:
     bench.part("memory", lambda: measure_memory(workspace))
     bench.part("labels", lambda: measure_labels(workspace, judge))
     bench.part("verdict", lambda: read_verdict(workspace))
-    missed = [
-        name for name, target in TARGETS.items() if not holds(bench.figures.get(name), target)
-    ]
-    return {
-        "name": "pocket",
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-        },
-        "figures": bench.figures,
-        "seconds": {
-            **bench.seconds,
-            "judge_training": read_json(judge_folder / "seconds.json")["seconds"],
-        },
-        "targets": {name: f"{sign} {bound}" for name, (sign, bound) in TARGETS.items()},
-        "missed": missed,
-        "ok": not missed,
+    seconds = {
+        **bench.seconds,
+        "judge_training": read_json(judge_folder / "seconds.json")["seconds"],
     }
+    return make_report("pocket", bench.figures, TARGETS, seconds=seconds)
 
 
 def main() -> None:

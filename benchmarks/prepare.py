@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -32,6 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import cv2
 import numpy as np
 from PIL import Image
+from report import make_report, say
 from rich.console import Console
 
 from synthdet.config import make_config
@@ -70,11 +70,6 @@ SIZE_WH = (1024, 768)
 FLIGHT = 40
 """Photos of a flight; they share one picture, so that near-duplicates are where they belong."""
 Annotated = tuple[str, int, int, tuple[Box, ...]]
-
-
-def say(text: str) -> None:
-    """To stderr, at once."""
-    print(text, file=sys.stderr, flush=True)
 
 
 # --- the survey ----------------------------------------------------------------------------------
@@ -318,23 +313,10 @@ def main() -> None:
 
 def report(figures: dict[str, float]) -> dict[str, Any]:
     """Figures held against their targets."""
-    met = {
-        name: figures[name] <= bound if sign == "<=" else figures[name] >= bound
-        for name, (sign, bound) in TARGETS.items()
-    }
-    for name in (name for name, good in met.items() if not good):
-        say(f"missed: {name} is {figures[name]}, wanted {' '.join(map(str, TARGETS[name]))}")
-    return {
-        "name": "prepare",
-        "machine": {
-            "cpus": os.cpu_count(),
-            "processor": platform.processor() or platform.machine(),
-            "python": platform.python_version(),
-        },
-        "figures": figures,
-        "targets": {name: f"{sign} {bound:g}" for name, (sign, bound) in TARGETS.items()},
-        "ok": all(met.values()),
-    }
+    result = make_report("prepare", figures, TARGETS)
+    for name in result["missed"]:
+        say(f"missed: {name} is {figures.get(name)}, wanted {' '.join(map(str, TARGETS[name]))}")
+    return result
 
 
 if __name__ == "__main__":

@@ -518,6 +518,8 @@ def say_what_was_made(workspace: Workspace, reporter: Reporter) -> None:
 
 def say_where_to_look(workspace: Workspace, reporter: Reporter) -> None:
     """The last lines of a whole run: who dropped the pictures, if all are gone, and what to open."""
+    from synthdet.stages import contact_sheet
+
     if lost := where_lost(workspace):
         reporter.note("lost", lost)
     for what, path in (
@@ -525,7 +527,7 @@ def say_where_to_look(workspace: Workspace, reporter: Reporter) -> None:
         ("", workspace.stage("export").path / "coco" / "annotations"),
         ("report", workspace.stage("evaluate").path / "report.html"),
         ("", workspace.stage("filter").path / "report.png"),
-        ("", workspace.root / "contact-sheet.png"),
+        ("", workspace.root / contact_sheet.NAME),
     ):
         reporter.close(what, str(path))
     reporter.close("look", f"synthdet app {workspace.root}")

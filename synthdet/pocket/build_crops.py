@@ -1,8 +1,8 @@
 """Crops around animals: what the pocket UNet sees most of the time.
 
 Oriented bodies with limbs are what is hard to learn, and most of a scene is water. A crop of half the
-side costs a quarter of the time and holds one animal nearly whole, so an hour on a CPU shows the UNet
-several times as many bodies. Size ids tell it that it sees a crop, as SDXL's own training did.
+side costs a quarter of the operations and holds one animal nearly whole, so an hour on a CPU shows the
+UNet several times as many bodies. Size ids tell it that it sees a crop, as SDXL's own training did.
 Source: Podell et al., "SDXL", 2023, sections 2.2 and 2.3 (crop conditioning, sizes in stages).
 """
 

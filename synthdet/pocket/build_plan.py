@@ -126,7 +126,7 @@ class ClipPlan:
     vision_width: int = 128
     vision_layers: int = 4
     patch: int = 8
-    """Fins are five pixels wide: cells of 16 hide them, and take more than three times the steps."""
+    """Fins are five pixels wide: cells of 16 hide them."""
     text_width: int = 128
     text_layers: int = 3
     projection: int = 128

@@ -500,15 +500,18 @@ def _closing_line(counts: Mapping[str, Any]) -> str:
         f"{counts['accepted']} accepted · {counts['review']} to review · "
         f"{counts['negative']} confirmed background"
     )
-    threshold = f"confidence {counts['confidence']:.2f}"
     tiles = f"on {counts['val_tiles']} real val tile{'s' if counts['val_tiles'] != 1 else ''}"
-    if counts["f1"] is None:
-        return f"{line}  ({threshold}, {'given' if counts['confidence_from'] == 'given' else 'not calibrated'})"
-    best = "best F1" if counts["confidence_from"] == "calibrated" else "given, F1"
-    told = f"{threshold}, {best} {counts['f1']:.2f} {tiles}"
+    source, measured = counts["confidence_from"], counts["f1"] is not None
+    told = f"accepted from confidence {counts['accept_confidence']:.2f}"
+    if source == "given" or not measured:
+        told += ", given" if source == "given" else ", not calibrated"
+    if not measured:
+        return f"{line}  ({told})"
     if counts["accepted_precision"] is not None and counts["accepted_iou"] is not None:
         told += (
-            f"; boxes accepted there: precision {counts['accepted_precision']:.2f}, "
-            f"recall {counts['accepted_recall']:.2f}, mean IoU {counts['accepted_iou']:.2f}"
+            f": precision {counts['accepted_precision']:.2f}, "
+            f"recall {counts['accepted_recall']:.2f}, mean IoU {counts['accepted_iou']:.2f} {tiles}"
         )
+    if source == "calibrated":
+        told += f"; best F1 {counts['f1']:.2f} at {counts['confidence']:.2f}"
     return f"{line}  ({told})"

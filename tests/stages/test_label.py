@@ -129,8 +129,11 @@ def test_whole(prepared: tuple[Workspace, Config, FakeDetector]) -> None:
     assert lock["counts"]["usable"] == 42
     assert lock["counts"]["confidence"] == 0.6
     assert "41 accepted · 4 to review · 1 confirmed background" in said
-    assert "(confidence 0.60, best F1 1.00 on 2 real val tiles; boxes accepted there:" in said
-    assert "precision 1.00, recall 1.00, mean IoU 1.00)" in said
+    assert (
+        "(accepted from confidence 0.60: precision 1.00, recall 1.00, mean IoU 1.00 on 2 real"
+        in said
+    )
+    assert "val tiles; best F1 1.00 at 0.60)" in said
 
 
 def test_the_detector_learns_from_train_and_val_alone(
@@ -213,7 +216,7 @@ def test_thresholds_move_without_a_model(prepared: tuple[Workspace, Config, Fake
     raw = (workspace.stage("label").path / "detections.jsonl").read_bytes()
     said = run(prepared, "label.confidence=0.25", trainer=no_model, detector=no_model)
     assert labels_of(workspace)[f"syn-{UNSURE:06d}"].reason == "asked for one, found two"
-    assert "(confidence 0.25, given, F1 1.00 on 2 real val tiles" in said
+    assert "(accepted from confidence 0.25, given: precision 1.00, recall 1.00, mean IoU" in said
     decide(workspace, dropped=(0, 1, 2))  # and so does the filter's
     run(prepared, trainer=no_model, detector=no_model)
     assert f"syn-{DROPPED:06d}" in labels_of(workspace)
