@@ -157,9 +157,9 @@ class Training:
             snr = self._snr[draw.timesteps]
             weights = min_snr_weights(snr, plan.snr_gamma, self._noiser.config.prediction_type)
         if plan.animal_weight:
-            # A weighted mean: a picture without animals counts as much as one with.
-            inside = 1 + plan.animal_weight * material.find_animals(draw)
-            square = square * self._send(inside / inside.mean(dim=(2, 3), keepdim=True))
+            signal = self._noiser.alphas_cumprod[draw.timesteps]
+            inside = weigh_animals(material.find_animals(draw), signal, plan.animal_weight)
+            square = square * self._send(inside)
         loss: Tensor = (square.mean(dim=(1, 2, 3)) * self._send(weights)).mean()
         return loss
 

@@ -243,6 +243,25 @@ def test_loss_inside_boxes_counts_more_if_asked_for(
         assert all(torch.equal(trained[key], expected[key]) for key in expected) == (name != "both")
 
 
+def test_where_noise_hides_the_animals_they_count_no_more_than_water(
+    base: Path, tiles: list[TrainTile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxed = [replace(tile, boxes=((4.0, 8.0, 20.0, 14.0),)) for tile in tiles]
+    losses: dict[tuple[int, float], float] = {}
+    for timestep, weight in ((0, 0.0), (0, 5.0), (999, 0.0), (999, 5.0)):
+
+        def draw_at(*arguments: Any, at: int = timestep, **named: Any) -> Draw:
+            drawn = draw_step(*arguments, **named)
+            return replace(drawn, timesteps=torch.full_like(drawn.timesteps, at))
+
+        monkeypatch.setattr(lora_step, "draw_step", draw_at)
+        folder = tmp_path / f"{timestep}-{weight}"
+        train(base, boxed, folder, animal_weight=weight, max_train_steps=1, snr_gamma=None)
+        losses[timestep, weight] = json.loads((folder / METRICS_NAME).read_text())["loss"]
+    seen, hidden = (abs(losses[at, 5.0] / losses[at, 0.0] - 1) for at in (0, 999))
+    assert seen > 5 * hidden
+
+
 def test_boxes_turn_with_the_latents_of_their_tile() -> None:
     pixels = torch.zeros(24, 24)
     pixels[3:9, 10:21] = 1.0
