@@ -219,6 +219,8 @@ def _open_lora_trainer(config: Config, note: Callable[[str], None]) -> LoraTrain
         noise_offset=settings.noise_offset,
         caption_dropout=settings.caption_dropout,
         symmetries=settings.symmetries,
+        crop_fraction=settings.crop_fraction,
+        crop_sides=settings.crop_sides,
         checkpointing_steps=settings.checkpointing_steps,
         seed=settings.seed,
         device=settings.device,

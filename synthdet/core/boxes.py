@@ -128,6 +128,27 @@ def fills_photo(xyxy: XYXY, width: float, height: float) -> bool:
     return spans and area(xyxy) >= _SHARE * width * height
 
 
+def turn_box(xyxy: XYXY, symmetry: int, side: float) -> XYXY:
+    """A box of a square picture in one of the picture's eight symmetries.
+
+    Args:
+        xyxy: In the picture as it is.
+        symmetry: 0 (as it is) to 3: quarter turns against the clock; 4 to 7: the same of the mirror image.
+        side: Of the picture, in the box's unit.
+
+    Examples:
+        >>> turn_box((1, 2, 8, 5), 1, 12), turn_box((1, 2, 8, 5), 4, 12)
+        ((2, 4, 5, 11), (4, 2, 11, 5))
+    """
+    x1, y1, x2, y2 = xyxy
+    if symmetry >= 4:
+        x1, x2 = side - x2, side - x1
+    for _ in range(symmetry % 4):
+        # A quarter turn against the clock sends column x to row side - x.
+        x1, y1, x2, y2 = y1, side - x2, y2, side - x1
+    return x1, y1, x2, y2
+
+
 def to_upright(xyxy: XYXY, orientation: int, width: float, height: float) -> XYXY:
     """A box of the picture as stored, in the picture as EXIF says to show it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -95,3 +96,23 @@ def phrase(counts: Mapping[str, int]) -> str:
     if len(parts) < 2:
         return "".join(parts)
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def recount(caption: str, before: Mapping[str, int], after: Mapping[str, int]) -> str:
+    """A caption that counts the animals, with another count; any other caption as it is.
+
+    Args:
+        caption: Of a picture.
+        before: Class name -> number of animals in it, in the order that `phrase` was given.
+        after: The same of what is to be seen of it; more than nothing.
+
+    Examples:
+        >>> recount("two seals on ice", {"seal": 2}, {"seal": 1})
+        'one seal on ice'
+        >>> recount("a colony on ice", {"seal": 2}, {"seal": 1})
+        'a colony on ice'
+    """
+    counted, now = phrase(before), phrase(after)
+    if not counted or not now:
+        return caption
+    return re.sub(rf"(?<![\w-]){re.escape(counted)}(?![\w-])", lambda _found: now, caption)

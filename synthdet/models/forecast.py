@@ -99,6 +99,12 @@ def forecast(config: Config, *, num_tiles: int) -> Forecast:
         settings.max_train_steps * settings.train_batch_size * settings.gradient_accumulation_steps
     )
     symmetries = 8 if settings.symmetries else 1
+    areas = [(1 - settings.crop_fraction, 1.0)] + [
+        (settings.crop_fraction / len(settings.crop_sides), side**2) for side in settings.crop_sides
+    ]
+    tflop_a_tile = sum(
+        share * (a * megapixels * area + b * (megapixels * area) ** 2) for share, area in areas
+    )
     encoded = num_tiles * symmetries * _VAE_ENCODE_TFLOP * megapixels
     latent_bytes = 2 * 4 * (resolution // 8) ** 2 * 2  # mean and deviation, four channels, 16 bits
     checkpoint = lora * (_OPTIMIZER_BYTES[settings.optimizer] - 4)
@@ -106,7 +112,7 @@ def forecast(config: Config, *, num_tiles: int) -> Forecast:
     return Forecast(
         training_gb=training,
         encoding_gb=encoding,
-        tflop=seen * (a * megapixels + b * megapixels**2) + encoded,
+        tflop=seen * tflop_a_tile + encoded,
         cache_gb=(num_tiles * symmetries * latent_bytes + 3 * checkpoint) / GB,
         pictures_gb=2 * pictures / GB,  # once in 3-generate/, once exported
     )

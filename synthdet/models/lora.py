@@ -31,7 +31,7 @@ from synthdet.models.checkpoints import (
     save_checkpoint,
 )
 from synthdet.models.devices import memory_errors, resolve_device, resolve_dtype
-from synthdet.models.lora_data import NUM_SYMMETRIES, LatentCache, Material
+from synthdet.models.lora_data import NUM_SYMMETRIES, LatentCache, Material, count_anew
 from synthdet.models.lora_file import check_weights, serialise, serialise_kohya
 from synthdet.models.lora_log import METRICS_NAME as METRICS_NAME
 from synthdet.models.lora_log import Log
@@ -81,6 +81,8 @@ class SdxlLoraTrainer:
         noise_offset: Added noise a channel.
         caption_dropout: Share of tiles without caption.
         symmetries: Train on the eight turns and mirror images of each tile.
+        crop_fraction: Share of steps on windows of the tiles, around an animal where there is one.
+        crop_sides: Sides of those windows, as shares of the tile's.
         checkpointing_steps: Steps between two checkpoints.
         validation_steps: Steps between two held-out losses.
         use_dora: Learn a magnitude beside each direction. Source: Liu et al., "DoRA", 2024.
@@ -114,6 +116,8 @@ class SdxlLoraTrainer:
     checkpointing_steps: int
     seed: int
     device: str
+    crop_fraction: float = 0.0
+    crop_sides: Sequence[float] = (0.5, 0.75)
     validation_steps: int = 100
     use_dora: bool = False
     train_text_encoder: bool = False
@@ -249,7 +253,8 @@ class SdxlLoraTrainer:
         text: TextSide | None,
     ) -> list[Material]:
         """Latents and embeddings of the tiles that are trained on, and of the others."""
-        captions = sorted({tile.caption for tiles in given for tile in tiles})
+        told = count_anew if self.crop_fraction else lambda tile: [tile.caption]
+        captions = sorted({text for tiles in given for tile in tiles for text in told(tile)})
         for part in (pipeline.text_encoder, pipeline.text_encoder_2):
             part.to(device)
         embeddings = {text: encode_prompt(pipeline, text, device) for text in captions}

@@ -6,9 +6,12 @@ that goes on after it was killed sees exactly what it would have seen.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from synthdet.core.boxes import intersection, turn_box
+from synthdet.core.captions import recount
 from synthdet.core.records import XYXY
+from synthdet.core.windows import Window, find_inside, place_window
 from synthdet.errors import SynthdetError
 from synthdet.models.lora_text import TextSide
 from synthdet.models.protocols import TrainTile
@@ -27,6 +33,8 @@ from synthdet.models.sdxl import Embedding
 from synthdet.workspace import write_bytes
 
 NUM_SYMMETRIES: Final = 8
+_MOST_COUNTS: Final = 500
+"""Of captions that say how many of its animals a tile shows; a tile with more keeps its own."""
 
 
 def turn(pictures: Tensor, symmetry: int) -> Tensor:
@@ -81,12 +89,31 @@ class LatentCache:
             tensors = {"mean": torch.cat(means), "std": torch.cat(deviations)}
             write_bytes(self._path(tile), save(tensors))
 
-    def read(self, tile: TrainTile, symmetry: int) -> tuple[Tensor, Tensor]:
-        """Mean and deviation ``(channels, height, width)`` of the posterior, float32."""
+    def read(
+        self, tile: TrainTile, symmetry: int, window: Window = (0, 0), side: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and deviation ``(channels, height, width)`` of the posterior, float32.
+
+        Args:
+            tile: Which.
+            symmetry: In which of its symmetries.
+            window: Left and top of what is read, in cells of the turned tile.
+            side: Of what is read, in cells; None for all of it.
+        """
+        left, top = window
+        rows, columns = (slice(at, at + side if side else None) for at in (top, left))
         # As numpy: torch's own slices of a file go through a storage, byte offset by byte offset.
         with safe_open(self._path(tile), framework="numpy") as arrays:
-            mean, deviation = (arrays.get_slice(name)[symmetry] for name in ("mean", "std"))
+            mean, deviation = (
+                arrays.get_slice(name)[symmetry, :, rows, columns] for name in ("mean", "std")
+            )
         return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
+
+    def read_shape(self, tile: TrainTile) -> tuple[int, int, int]:
+        """Channels, height and width of a tile's latents."""
+        with safe_open(self._path(tile), framework="numpy") as arrays:
+            _, channels, height, width = arrays.get_slice("mean").get_shape()
+        return channels, height, width
 
     def _path(self, tile: TrainTile) -> Path:
         return self._folder / f"{tile.sha256}.safetensors"
@@ -125,6 +152,8 @@ class Draw:
         dropped: ``(n,)`` bool: without caption.
         sampling: ``(n, channels, height, width)``, standard normal: which sample of the posterior.
         noise: The same shape: the noise to be found, noise offset included.
+        side: Of the windows that are seen of the tiles, in cells of the latents; None for all of them.
+        places: With a side: what decides where the window lies, for each tile, as `place_window` takes it.
     """
 
     tiles: tuple[int, ...]
@@ -133,19 +162,24 @@ class Draw:
     dropped: Tensor
     sampling: Tensor
     noise: Tensor
+    side: int | None = None
+    places: tuple[tuple[float, float, float], ...] = ()
 
     def split(self, size: int) -> list[Draw]:
         """The same in forward passes of at most so many tiles."""
+        parts = (slice(at, at + size) for at in range(0, len(self.tiles), size))
         return [
             Draw(
-                self.tiles[at : at + size],
-                self.symmetries[at : at + size],
-                *(
-                    tensor[at : at + size]
-                    for tensor in (self.timesteps, self.dropped, self.sampling, self.noise)
-                ),
+                tiles=self.tiles[part],
+                symmetries=self.symmetries[part],
+                timesteps=self.timesteps[part],
+                dropped=self.dropped[part],
+                sampling=self.sampling[part],
+                noise=self.noise[part],
+                side=self.side,
+                places=self.places[part],
             )
-            for at in range(0, len(self.tiles), size)
+            for part in parts
         ]
 
 
@@ -160,8 +194,13 @@ def draw_step(
     num_timesteps: int,
     caption_dropout: float,
     noise_offset: float,
+    crop_fraction: float = 0.0,
+    crop_sides: Sequence[int] = (),
 ) -> Draw:
     """Decide what step number ``index`` (from 0) of a training sees, in however many passes.
+
+    All tiles of a step are seen whole, or all in windows of one side (``crop_sides``, in cells): they
+    go through the network together.
 
     Tiles come in an order shuffled anew each time all of them were seen. The timesteps of a step
     fall into equal strata, one in each: the same average loss, less of its noise.
@@ -169,29 +208,49 @@ def draw_step(
     timesteps); Guttenberg, "Diffusion with Offset Noise", 2023.
     """
     generator = _generator(seed, index, stream=0)
-    places = range(index * batch_size, (index + 1) * batch_size)
+    numbers = range(index * batch_size, (index + 1) * batch_size)
     orders = {
         epoch: torch.randperm(num_tiles, generator=_generator(seed, epoch, stream=1)).tolist()
-        for epoch in {place // num_tiles for place in places}
+        for epoch in {number // num_tiles for number in numbers}
     }
     symmetries = torch.randint(num_symmetries, (batch_size,), generator=generator)
     strata = torch.randperm(batch_size, generator=generator)
     within = torch.rand(batch_size, generator=generator, dtype=torch.float64)
     timesteps = ((strata + within) / batch_size * num_timesteps).long()
     dropped = torch.rand(batch_size, generator=generator) < caption_dropout
-    sampling = torch.randn(batch_size, *latent_shape, generator=generator)
-    noise = torch.randn(batch_size, *latent_shape, generator=generator)
+    side, places = _draw_windows(seed, index, batch_size, crop_fraction, crop_sides)
+    channels, *whole = latent_shape
+    shape = (batch_size, channels, *((side, side) if side else whole))
+    sampling = torch.randn(shape, generator=generator)
+    noise = torch.randn(shape, generator=generator)
     if noise_offset:
-        offset = torch.randn(batch_size, latent_shape[0], 1, 1, generator=generator)
+        offset = torch.randn(batch_size, channels, 1, 1, generator=generator)
         noise = noise + noise_offset * offset
     return Draw(
-        tiles=tuple(orders[place // num_tiles][place % num_tiles] for place in places),
+        tiles=tuple(orders[number // num_tiles][number % num_tiles] for number in numbers),
         symmetries=tuple(symmetries.tolist()),
         timesteps=timesteps.clamp(max=num_timesteps - 1),
         dropped=dropped,
         sampling=sampling,
         noise=noise,
+        side=side,
+        places=places,
     )
+
+
+def _draw_windows(
+    seed: int, index: int, count: int, fraction: float, sides: Sequence[int]
+) -> tuple[int | None, tuple[tuple[float, float, float], ...]]:
+    """Side of a step's windows, None for whole tiles, and what decides where each lies."""
+    if not fraction:
+        return None, ()
+    # A stream of its own: the other draws are the same with and without windows.
+    generator = _generator(seed, index, stream=2)
+    drawn, which = torch.rand(2, generator=generator).tolist()
+    if drawn >= fraction:
+        return None, ()
+    places = torch.rand(count, 3, generator=generator).tolist()
+    return sides[int(which * len(sides))], tuple((box, x, y) for box, x, y in places)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,15 +277,41 @@ class Material:
 
     @cached_property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width of one tile's latents."""
-        channels, height, width = self.latents.read(self.tiles[0], 0)[0].shape
-        return channels, height, width
+        """Channels, height, width of one tile's latents.
 
-    @cached_property
-    def time_ids(self) -> Tensor:
-        """``(1, 6)``: SDXL's original size, crop corner and target size, height first, in pixels."""
-        height, width = (side * self.pixels_per_latent for side in self.latent_shape[1:])
-        return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+        Raises:
+            SynthdetError: The tiles are not all of one size.
+        """
+        shape, *others = {self.latents.read_shape(tile) for tile in self.tiles}
+        if others:
+            raise SynthdetError(
+                "the train tiles differ in size: `synthdet prepare --redo` makes them again"
+            )
+        return shape
+
+    def find_windows(self, draw: Draw) -> list[Window]:
+        """Where the drawn windows lie in the turned tiles, in cells; the corner for whole tiles."""
+        if draw.side is None:
+            return [(0, 0)] * len(draw.tiles)
+        size, cell = self.latent_shape[-1], self.pixels_per_latent
+        windows = []
+        for tile, symmetry, place in zip(draw.tiles, draw.symmetries, draw.places, strict=True):
+            # Whole cells: what is kept of a box is kept of every cell that it touches.
+            boxes = [
+                (x1 // cell, y1 // cell, -(-x2 // cell), -(-y2 // cell))
+                for x1, y1, x2, y2 in self._turned_boxes(tile, symmetry)
+            ]
+            windows.append(place_window(boxes, place, side=draw.side, size=size))
+        return windows
+
+    def size_ids(self, draw: Draw) -> Tensor:
+        """``(n, 6)``: SDXL's original size, crop corner and target size, height first, in pixels."""
+        whole, cell = self.latent_shape[-1], self.pixels_per_latent
+        rows = [
+            (whole, whole, top, left, draw.side or whole, draw.side or whole)
+            for left, top in self.find_windows(draw)
+        ]
+        return torch.tensor(rows, dtype=torch.float32) * cell
 
     @cached_property
     def _animals(self) -> Tensor:
@@ -238,44 +323,81 @@ class Material:
 
     def find_animals(self, draw: Draw) -> Tensor:
         """``(n, 1, height, width)``: share of each cell of the drawn latents that lies in a box."""
-        pairs = zip(draw.tiles, draw.symmetries, strict=True)
-        return torch.stack([turn(self._animals[tile], symmetry) for tile, symmetry in pairs])
+        side, seen = draw.side or self.latent_shape[-1], []
+        drawn = zip(draw.tiles, draw.symmetries, self.find_windows(draw), strict=True)
+        for tile, symmetry, (left, top) in drawn:
+            turned = turn(self._animals[tile], symmetry)
+            seen.append(turned[:, top : top + side, left : left + side])
+        return torch.stack(seen)
 
     def sample_latents(self, draw: Draw) -> Tensor:
-        """``(n, channels, height, width)``: a sample of each tile's posterior, scaled.
-
-        Raises:
-            SynthdetError: The tiles are not all of one size.
-        """
+        """``(n, channels, height, width)``: a sample of each tile's posterior, scaled."""
+        drawn = zip(draw.tiles, draw.symmetries, self.find_windows(draw), strict=True)
         read = [
-            self.latents.read(self.tiles[tile], symmetry)
-            for tile, symmetry in zip(draw.tiles, draw.symmetries, strict=True)
+            self.latents.read(self.tiles[tile], symmetry, window, draw.side)
+            for tile, symmetry, window in drawn
         ]
-        if any(mean.shape != self.latent_shape for mean, _ in read):
-            raise SynthdetError(
-                "the train tiles differ in size: `synthdet prepare --redo` makes them again"
-            )
         mean = torch.stack([mean for mean, _ in read])
         deviation = torch.stack([deviation for _, deviation in read])
         return (mean + deviation * draw.sampling) * self.scaling_factor
 
     def read_captions(self, draw: Draw) -> Embedding:
         """Captions of the drawn tiles as the UNet hears them, the dropped ones as none."""
+        captions = self.find_captions(draw)
         if self.text is not None:
-            heard_now = self.text.encode([self.tiles[tile].caption for tile in draw.tiles])
+            heard_now = self.text.encode(captions)
             dropped = draw.dropped.to(heard_now.states.device)
             return Embedding(
                 torch.where(dropped[:, None, None], self.no_caption.states, heard_now.states),
                 torch.where(dropped[:, None], self.no_caption.pooled, heard_now.pooled),
             )
         heard = [
-            self.no_caption if dropped else self.embeddings[self.tiles[tile].caption]
-            for tile, dropped in zip(draw.tiles, draw.dropped.tolist(), strict=True)
+            self.no_caption if dropped else self.embeddings[caption]
+            for caption, dropped in zip(captions, draw.dropped.tolist(), strict=True)
         ]
         return Embedding(
             torch.cat([embedding.states for embedding in heard]),
             torch.cat([embedding.pooled for embedding in heard]),
         )
+
+    def find_captions(self, draw: Draw) -> list[str]:
+        """Captions of the drawn tiles; those that count the animals count what is in the window."""
+        if draw.side is None:
+            return [self.tiles[tile].caption for tile in draw.tiles]
+        wide, captions = draw.side * self.pixels_per_latent, []
+        drawn = zip(draw.tiles, draw.symmetries, self.find_windows(draw), strict=True)
+        for tile, symmetry, window in drawn:
+            left, top = (edge * self.pixels_per_latent for edge in window)
+            frame = (left, top, left + wide, top + wide)
+            captions.append(_say_seen(self.tiles[tile], self._turned_boxes(tile, symmetry), frame))
+        return captions
+
+    def _turned_boxes(self, tile: int, symmetry: int) -> list[XYXY]:
+        side = self.latent_shape[-1] * self.pixels_per_latent
+        return [turn_box(box, symmetry, side) for box in self.tiles[tile].boxes]
+
+
+def count_anew(tile: TrainTile) -> list[str]:
+    """All captions that windows of a tile may have."""
+    counts = Counter(tile.names)
+    if not _is_countable(tile):
+        return [tile.caption]
+    numbers = product(*(range(count + 1) for count in counts.values()))
+    return [recount(tile.caption, counts, dict(zip(counts, some, strict=True))) for some in numbers]
+
+
+def _is_countable(tile: TrainTile) -> bool:
+    return math.prod(count + 1 for count in Counter(tile.names).values()) <= _MOST_COUNTS
+
+
+def _say_seen(tile: TrainTile, boxes: Sequence[XYXY], frame: XYXY) -> str:
+    """A tile's caption for a frame of it, with the tile's boxes as they lie to that frame."""
+    if not tile.names or not _is_countable(tile):
+        return tile.caption
+    # Of an animal larger than the frame little may be inside, and still it is what is seen.
+    most = max(range(len(boxes)), key=lambda at: intersection(boxes[at], frame))
+    seen = find_inside(boxes, frame) or [most]
+    return recount(tile.caption, Counter(tile.names), Counter(tile.names[at] for at in seen))
 
 
 def cover_cells(boxes: Sequence[XYXY], height: int, width: int, side: int) -> Tensor:

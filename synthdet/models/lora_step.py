@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
+from synthdet.core.windows import window_side
 from synthdet.errors import SynthdetError
 from synthdet.models.checkpoints import Checkpoint
 from synthdet.models.lora_data import Draw, Material, draw_step
@@ -106,6 +107,8 @@ class Training:
             num_timesteps=self._noiser.config.num_train_timesteps,
             caption_dropout=plan.caption_dropout,
             noise_offset=plan.noise_offset,
+            crop_fraction=plan.crop_fraction,
+            crop_sides=self._find_sides(material),
         )
         for part in draw.split(plan.train_batch_size):
             loss = self._loss(part, material)
@@ -123,6 +126,12 @@ class Training:
             self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def _find_sides(self, material: Material) -> list[int]:
+        """Sides of windows in cells, such that the UNet can halve them on each of its levels."""
+        step = 2 ** (len(self._unet.config.block_out_channels) - 1)
+        size = material.latent_shape[-1]
+        return [min(window_side(share, size, step), size) for share in self._plan.crop_sides]
 
     @torch.no_grad()
     def measure_held_out(self, material: Material) -> float:
@@ -170,7 +179,6 @@ class Training:
         if self._noiser.config.prediction_type == "v_prediction":
             target = self._noiser.get_velocity(latents, draw.noise, draw.timesteps)
         noisy = self._noiser.add_noise(latents, draw.noise, draw.timesteps)
-        time_ids = material.time_ids.expand(len(latents), -1)
         with self.autocast():
             heard = material.read_captions(draw)
             predicted = self._unet(
@@ -179,7 +187,7 @@ class Training:
                 encoder_hidden_states=heard.states,
                 added_cond_kwargs={
                     "text_embeds": heard.pooled,
-                    "time_ids": self._send(time_ids).to(heard.pooled.dtype),
+                    "time_ids": self._send(material.size_ids(draw)).to(heard.pooled.dtype),
                 },
                 return_dict=False,
             )[0]

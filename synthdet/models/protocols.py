@@ -41,12 +41,17 @@ class ImageGenerator(Protocol):
         height: int,
         num_inference_steps: int,
         guidance_scale: float,
+        guidance_end: float = 1.0,
     ) -> list[Picture]:
-        """One batch, in the order of the requests.
+        """One batch, in the order of the requests; guided in the first share of the steps.
 
         Raises:
             MemoryError: The batch does not fit; the caller may try a smaller one.
         """
+        ...
+
+    def find_batch_size(self, *, width: int, height: int) -> int:
+        """Pictures that fit at once, as far as can be told before."""
         ...
 
 
@@ -114,6 +119,8 @@ class TrainTile:
     sha256: str
     boxes: tuple[XYXY, ...] = ()
     """Animals, in pixels of the tile."""
+    names: tuple[str, ...] = ()
+    """Class of each of them, in the order in which a caption counts them; empty where nobody knows."""
 
 
 class LoraTrainer(Protocol):

@@ -15,18 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from synthdet.core.windows import Window, find_inside, place_window
 from synthdet.pocket import sea
 from synthdet.pocket.build_scenes import Annotation
-
-Window = tuple[int, int]
-"""Left and top of a crop, in cells of the latents."""
 
 CELL = 4
 """Side of a latent's cell in pixels."""
 STEP = 4
 """Crops begin and end on whole cells of the UNet's coarsest level, which are four cells of the latents."""
-_COUNTED_FROM = 0.5
-"""A thing is in a crop from this share of its box on."""
 
 
 def choose_windows(
@@ -41,32 +37,13 @@ def choose_windows(
         generator: Decides.
     """
     draws = torch.rand((len(annotations), 3), generator=generator).tolist()
-    return [
-        (_choose(boxes, 0, side, size, which, x), _choose(boxes, 1, side, size, which, y))
-        for boxes, (which, x, y) in zip((a.boxes for a in annotations), draws, strict=True)
-    ]
-
-
-def _choose(
-    boxes: Sequence[tuple[float, float, float, float]],
-    axis: int,
-    side: int,
-    size: int,
-    which: float,
-    where: float,
-) -> int:
-    """First cell along an axis: all that keep the chosen box whole are as likely, or those that centre it."""
-    low, high = 0.0, float(size - side)
-    if boxes:
-        box = boxes[int(which * len(boxes))]
-        first, last = box[axis] / CELL, box[axis + 2] / CELL
-        if last - first >= side:
-            first = last = (first + last) / 2
-            low, high = first - side / 2, last - side / 2
-        else:
-            low, high = last - side, first
-    low, high = min(max(low, 0.0), size - side), min(max(high, 0.0), size - side)
-    return round((low + where * (high - low)) / STEP) * STEP
+    windows = []
+    for annotation, (which, x, y) in zip(annotations, draws, strict=True):
+        boxes = [
+            (x1 / CELL, y1 / CELL, x2 / CELL, y2 / CELL) for x1, y1, x2, y2 in annotation.boxes
+        ]
+        windows.append(place_window(boxes, (which, x, y), side=side, size=size, step=STEP))
+    return windows
 
 
 def take(grids: NDArray[Any], windows: Sequence[Window], side: int) -> NDArray[Any]:
@@ -77,15 +54,9 @@ def take(grids: NDArray[Any], windows: Sequence[Window], side: int) -> NDArray[A
 
 
 def count_in(annotation: Annotation, window: Window, side: int) -> int:
-    """How many things of a scene are in a window, by `_COUNTED_FROM`."""
+    """How many things of a scene are in a window."""
     left, top = (CELL * edge for edge in window)
-    right, bottom = left + CELL * side, top + CELL * side
-    count = 0
-    for x1, y1, x2, y2 in annotation.boxes:
-        width = max(0.0, min(x2, right) - max(x1, left))
-        height = max(0.0, min(y2, bottom) - max(y1, top))
-        count += width * height >= _COUNTED_FROM * (x2 - x1) * (y2 - y1)
-    return count
+    return len(find_inside(annotation.boxes, (left, top, left + CELL * side, top + CELL * side)))
 
 
 def captions_by_count(annotation: Annotation) -> tuple[str, str, str]:

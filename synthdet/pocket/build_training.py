@@ -248,16 +248,3 @@ def turn(pictures: Tensor, symmetry: int) -> Tensor:
     if symmetry >= 4:
         pictures = pictures.flip(-1)
     return torch.rot90(pictures, symmetry % 4, (-2, -1))
-
-
-def turn_box(
-    box: tuple[float, float, float, float], symmetry: int, size: float
-) -> tuple[float, float, float, float]:
-    """The same for an xyxy box in a square of side `size`."""
-    x1, y1, x2, y2 = box
-    if symmetry >= 4:
-        x1, x2 = size - x2, size - x1
-    for _ in range(symmetry % 4):
-        # A quarter turn against the clock sends column x to row size - x.
-        x1, y1, x2, y2 = y1, size - x2, y2, size - x1
-    return x1, y1, x2, y2

@@ -27,10 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from synthdet.core.boxes import turn_box
+from synthdet.core.windows import Window, window_side
 from synthdet.pocket.build_crops import (
     CELL,
     STEP,
-    Window,
     captions_by_count,
     choose_windows,
     count_in,
@@ -45,7 +46,6 @@ from synthdet.pocket.build_training import (
     step_generator,
     train,
     turn,
-    turn_box,
 )
 
 
@@ -141,7 +141,7 @@ def _draw_side(plan: UNetPlan, whole: int, generator: torch.Generator) -> int:
     if drawn >= plan.crop_fraction:
         return whole
     share = plan.crop_sides[int(which * len(plan.crop_sides))]
-    return max(1, round(share * whole / STEP)) * STEP
+    return window_side(share, whole, STEP)
 
 
 class DenoisingLoss:

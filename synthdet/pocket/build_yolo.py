@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from synthdet.core.boxes import turn_box
 from synthdet.pocket.build_plan import BuildPlan, YoloPlan
 from synthdet.pocket.build_scenes import Annotation, Scenes, batch_indices
-from synthdet.pocket.build_training import Trained, Workplace, train, turn, turn_box
+from synthdet.pocket.build_training import Trained, Workplace, train, turn
 from synthdet.pocket.sea import BASE_CLASSES
 
 

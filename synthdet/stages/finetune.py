@@ -251,6 +251,7 @@ def plan_training(
     """
     if not tiles and split == "train":
         raise SynthdetError("there is no train tile to learn from: look at 1-prepare/tiles.jsonl")
+    classes = read_json(workspace.stage("prepare").path / "dataset.json")["classes"]
     planned = []
     for tile in tiles:
         if tile.split != split:
@@ -262,8 +263,10 @@ def plan_training(
             raise SynthdetError(
                 f"{path} is missing: run `synthdet prepare {workspace.root}` to make it again"
             )
-        boxes = tuple(box.xyxy for box in tile.boxes)
-        planned.append(TrainTile(tile.tile_id, path, tile.caption, tile.sha256, boxes))
+        animals = sorted(tile.boxes, key=lambda box: box.class_id)  # as captions count them
+        boxes = tuple(box.xyxy for box in animals)
+        names = tuple(classes[box.class_id] for box in animals)
+        planned.append(TrainTile(tile.tile_id, path, tile.caption, tile.sha256, boxes, names))
     return planned
 
 

@@ -266,7 +266,7 @@ def test_boxes_turn_with_the_latents_of_their_tile() -> None:
     pixels = torch.zeros(24, 24)
     pixels[3:9, 10:21] = 1.0
     tile = TrainTile("tile", Path("tile.png"), "one seal", "0" * 64, ((10.0, 3.0, 21.0, 9.0),))
-    shapes = SimpleNamespace(read=lambda _tile, _symmetry: (torch.zeros(4, 6, 6), None))
+    shapes = SimpleNamespace(read_shape=lambda _tile: (4, 6, 6))
     material = Material(
         tiles=[tile], latents=shapes, embeddings={}, no_caption=Embedding(pixels, pixels),
         scaling_factor=1.0, pixels_per_latent=4,

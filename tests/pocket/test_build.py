@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from synthdet.core.boxes import turn_box
 from synthdet.errors import SynthdetError
 from synthdet.pocket import build_scenes, build_training, sea
 from synthdet.pocket.build import Build, build_part, main
@@ -218,7 +219,7 @@ def test_every_scene_once_an_epoch() -> None:
 def test_boxes_turn_with_the_picture(symmetry: int) -> None:
     picture = torch.zeros(12, 12)
     picture[2:5, 1:8] = 1
-    x1, y1, x2, y2 = build_training.turn_box((1, 2, 8, 5), symmetry, 12)
+    x1, y1, x2, y2 = turn_box((1, 2, 8, 5), symmetry, 12)
     turned = torch.zeros(12, 12)
     turned[int(y1) : int(y2), int(x1) : int(x2)] = 1
     assert torch.equal(build_training.turn(picture, symmetry), turned)
