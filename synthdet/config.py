@@ -205,16 +205,22 @@ class GenerateConfig(Section):
     """Denoising steps."""
     guidance_scale: float = Field(6.0, ge=0)
     """Classifier-free guidance (Ho & Salimans, 2022)."""
+    guidance_end: float = Field(1.0, gt=0, le=1)
+    """Share of the steps after which guidance is switched off: 0.5 spares a quarter of the work and changes pictures somewhat. 1: guided to the end."""
     scheduler: str = "DPMSolverMultistepScheduler"
     """Name of a diffusers scheduler; DPM-Solver++ multistep with Karras sigmas by default."""
     lora_scale: float = Field(0.9, ge=0)
     """Strength of the LoRA."""
-    batch_size: int = Field(4, ge=1)
-    """Pictures a batch. Part of what is made: another batch shape changes pixels slightly."""
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Pictures a batch. Part of what is made: another batch shape changes pixels slightly. `auto`: as many as fit, found out before the first picture and kept in `plan.json`."""
+    vae_batch_size: int = Field(1, ge=1)
+    """Pictures the VAE decodes at once: it needs more memory a picture than all else."""
     seed: int = 0
     """Seed of the first picture; each picture has its own."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "bf16"
     """Precision of the pipeline."""
+    workers: int = _runtime(0, ge=0)
+    """Threads that write pictures while the next batch is drawn. 0: one a core, four at most."""
     device: Literal["auto", "cpu", "cuda"] = _runtime("auto")
     """Where the networks run."""
 

@@ -246,6 +246,7 @@ def _open_generator(
         scheduler=config.generate.scheduler,
         mixed_precision=config.generate.mixed_precision,
         device=config.generate.device,
+        vae_batch_size=config.generate.vae_batch_size,
         note=note,
     )
 

@@ -61,6 +61,7 @@ class FakeGenerator:
         fail_at: Raise at this call, counted from 1 (0: never).
         max_batch: Larger batches raise `MemoryError`.
         constant: Draw pictures of one colour.
+        fitting: Pictures at once that it says fit.
         calls: Batches asked for so far.
         requests: All that was drawn, in order.
     """
@@ -69,6 +70,7 @@ class FakeGenerator:
     fail_at: int = 0
     max_batch: int = 1_000
     constant: bool = False
+    fitting: int = 4
     calls: int = 0
     requests: list[PictureRequest] = field(default_factory=list)
 
@@ -80,6 +82,7 @@ class FakeGenerator:
         height: int,
         num_inference_steps: int,
         guidance_scale: float,
+        guidance_end: float = 1.0,
     ) -> list[Picture]:
         self.calls += 1
         if self.calls == self.fail_at:
@@ -88,6 +91,9 @@ class FakeGenerator:
             raise MemoryError(f"{len(requests)} pictures")
         self.requests += requests
         return [self._draw(request, len(requests), (height, width, 3)) for request in requests]
+
+    def find_batch_size(self, *, width: int, height: int) -> int:
+        return self.fitting
 
     def _draw(self, request: PictureRequest, batch: int, shape: tuple[int, ...]) -> Picture:
         words = hashlib.sha256(f"{request.prompt}|{request.negative_prompt}".encode()).digest()

@@ -166,6 +166,7 @@ class SyntheticImage(Record):
     height: int
     batch: int
     batch_shape: int
+    guidance_end: float = 1.0
     asked_for: tuple[int, ...] | None = None
 
 

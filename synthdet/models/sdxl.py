@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
-import numpy as np
 import torch
 import transformers
 from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionXLPipeline
@@ -22,14 +21,22 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from synthdet.errors import SynthdetError
 from synthdet.models.devices import memory_errors, resolve_device, resolve_dtype
 from synthdet.models.protocols import Picture, PictureRequest
+from synthdet.models.sdxl_batch import (
+    batch_for_cpu,
+    batch_for_memory,
+    decode,
+    guided_tensors,
+    stop_guidance_after,
+)
 
+_MAX_EMBEDDINGS = 256
+"""Prompts whose embeddings are kept: 80 MB for SDXL, however many prompts a run has."""
 _LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
 
@@ -55,6 +62,7 @@ class SdxlGenerator:
         scheduler: Name of a diffusers scheduler class.
         mixed_precision: "no", "fp16" or "bf16".
         device: "auto", "cpu" or "cuda".
+        vae_batch_size: Pictures the VAE decodes at once.
         note: Hears what a person should know, such as a prompt that is cut.
 
     Raises:
@@ -72,6 +80,7 @@ class SdxlGenerator:
         scheduler: str,
         mixed_precision: str,
         device: str,
+        vae_batch_size: int = 1,
         note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.scheduler = scheduler
@@ -84,11 +93,13 @@ class SdxlGenerator:
             pipeline.to(self._device)
         if lora is not None and lora_scale > 0:
             fuse_lora(pipeline, lora, lora_scale)
-        # Decoding one picture at a time changes nothing but the peak of memory.
-        pipeline.vae.enable_slicing()
+        # Tensor cores want channels last, and so do the CPU's convolutions.
+        for part in (pipeline.unet, pipeline.vae):
+            part.to(memory_format=torch.channels_last)
         pipeline.set_progress_bar_config(disable=True)
         self._pipeline = pipeline
         self._note = note
+        self._vae_batch_size = vae_batch_size
         self._embeddings: dict[str, Embedding] = {}
 
     def generate(
@@ -99,6 +110,7 @@ class SdxlGenerator:
         height: int,
         num_inference_steps: int,
         guidance_scale: float,
+        guidance_end: float = 1.0,
     ) -> list[Picture]:
         """Draw one batch.
 
@@ -108,36 +120,66 @@ class SdxlGenerator:
             height: In pixels, a multiple of 8.
             num_inference_steps: Denoising steps.
             guidance_scale: Of classifier-free guidance; at most 1 is none.
+            guidance_end: Share of the steps after which there is no guidance, 0..1.
 
         Returns:
-            ``uint8`` arrays ``(height, width, 3)``, RGB, in the order of the requests.
+            ``uint8`` arrays ``(height, width, 3)``, RGB, in the order of the requests. One of which any
+            part is NaN is black.
 
         Raises:
             MemoryError: The batch does not fit; its memory is free again.
         """
         with memory_errors(), torch.inference_mode():
-            wanted = _stack([self._embed(request.prompt) for request in requests])
-            embeddings = {
-                "prompt_embeds": wanted.states,
-                "pooled_prompt_embeds": wanted.pooled,
-            }
-            if guidance_scale > 1:
-                unwanted = _stack([self._embed_negative(request, wanted) for request in requests])
-                embeddings["negative_prompt_embeds"] = unwanted.states
-                embeddings["negative_pooled_prompt_embeds"] = unwanted.pooled
-            drawn = self._pipeline(
-                **embeddings,
+            options = self._embeddings_of(requests, guided=guidance_scale > 1)
+            if guidance_end < 1:
+                options["callback_on_step_end"] = stop_guidance_after(guidance_end)
+                options["callback_on_step_end_tensor_inputs"] = guided_tensors(self._pipeline)
+            latents = self._pipeline(
+                **options,
                 width=width,
                 height=height,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 generator=[torch.Generator("cpu").manual_seed(r.seed) for r in requests],
-                output_type="pt",
+                output_type="latent",
             ).images
-            return _to_pictures(drawn)
+            return decode(self._pipeline.vae, latents, batch_size=self._vae_batch_size)
+
+    def find_batch_size(self, *, width: int, height: int) -> int:
+        """Pictures that this device draws at once: on a GPU tried out with one and with two.
+
+        Raises:
+            MemoryError: Not even two fit.
+        """
+        if self._device == "cpu":
+            return batch_for_cpu(width, height)
+        resting = torch.cuda.memory_allocated()
+        peaks = []
+        for number in (1, 2):
+            torch.cuda.reset_peak_memory_stats()
+            self.generate(
+                [PictureRequest("", "", seed) for seed in range(number)],
+                width=width, height=height, num_inference_steps=1, guidance_scale=2.0,
+            )  # fmt: skip
+            peaks.append(torch.cuda.max_memory_allocated() - resting)
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info()
+        return batch_for_memory(one=peaks[0], two=peaks[1], free=free)
+
+    def _embeddings_of(self, requests: Sequence[PictureRequest], *, guided: bool) -> dict[str, Any]:
+        """What a pipeline wants to hear of the prompts, by its own names."""
+        wanted = _stack([self._embed(request.prompt) for request in requests])
+        told = {"prompt_embeds": wanted.states, "pooled_prompt_embeds": wanted.pooled}
+        if guided:
+            unwanted = _stack([self._embed_negative(request, wanted) for request in requests])
+            told["negative_prompt_embeds"] = unwanted.states
+            told["negative_pooled_prompt_embeds"] = unwanted.pooled
+        return told
 
     def _embed(self, prompt: str) -> Embedding:
         if prompt not in self._embeddings:
+            while len(self._embeddings) >= _MAX_EMBEDDINGS:
+                del self._embeddings[next(iter(self._embeddings))]
             if (tokens := count_lost_tokens(self._pipeline, prompt)) > 0:
                 self._note(f"the model does not read the last {tokens} tokens of: {prompt}")
             self._embeddings[prompt] = encode_prompt(self._pipeline, prompt, self._device)
@@ -338,10 +380,3 @@ def _stack(embeddings: Sequence[Embedding]) -> Embedding:
         torch.cat([embedding.states for embedding in embeddings]),
         torch.cat([embedding.pooled for embedding in embeddings]),
     )
-
-
-def _to_pictures(drawn: Tensor) -> list[Picture]:
-    """``(n, 3, height, width)`` in 0..1 to pictures; a NaN (float16 overflow) becomes black."""
-    pixels = torch.nan_to_num(drawn.float()).mul(255).round().clamp(0, 255).to(torch.uint8)
-    arrays: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    return list(arrays)

@@ -16,10 +16,12 @@ Resume:
     Prompts, seeds and batches are planned from the whole list before the first picture. A batch with
     a missing member is made again as a whole, which gives the same bytes. A batch that does not
     fit into memory is halved, and so are all after it that are as large; ``plan.json`` keeps that.
+    A batch is written while the next one is drawn: a kill loses those two at most.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +30,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from PIL.PngImagePlugin import PngInfo
 
 from synthdet.config import Config, GenerateConfig
 from synthdet.core.prompts import PlannedPicture, make_image_id, plan_pictures
@@ -36,11 +37,11 @@ from synthdet.core.records import Rejected, SyntheticImage, Tile
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import ImageGenerator, Picture, PictureRequest
 from synthdet.progress import Reporter
+from synthdet.stages.generate_files import Fields, Saver, write_picture
 from synthdet.workspace import (
     StageFolder,
     Workspace,
     append_records,
-    atomic_path,
     hash_file,
     hash_json,
     read_json,
@@ -103,11 +104,12 @@ def run(
     for leftover in folder.path.rglob(".tmp-*"):
         leftover.unlink()
 
+    speed: dict[str, float] = {}
     width, height = _picture_size(workspace)
     if settings.pictures is None:
         class_names = read_json(workspace.stage("prepare").path / "dataset.json")["classes"]
         planned = _plan(settings, class_names)
-        _generate(made, planned, settings, (width, height), open_generator)
+        speed = _generate(made, planned, settings, (width, height), open_generator)
         wanted = [picture.image_id for picture in planned]
     else:
         _take_in(made, files, (width, height))
@@ -120,7 +122,11 @@ def run(
         "prompts": len({record.prompt for record in records}),
         "rejected": len(made.rejected),
     }
-    folder.close(outputs=[made.records_path], counts=counts, runtime=settings.settings("runtime"))
+    folder.close(
+        outputs=[made.records_path],
+        counts=counts,
+        runtime={**settings.settings("runtime"), **speed},
+    )
     reporter.close("generate", _closing_line(counts))
 
 
@@ -193,36 +199,24 @@ class _Made:
             and all(self.path(image_id).exists() for image_id in self.records)
         )
 
-    def add(self, pictures: Sequence[tuple[Picture, dict[str, Any]]]) -> None:
-        """Write pictures, then append their records.
-
-        Args:
-            pictures: Each with the fields of its record, but for those that the file tells.
+    def write(self, picture: Picture, fields: Fields) -> SyntheticImage:
+        """Write a picture; its record still has to be added. Safe in several threads.
 
         Raises:
             SynthdetError: The disk is full.
         """
-        added = []
-        for picture, fields in pictures:
-            path = self.path(fields["image_id"])
-            text = PngInfo()
-            for name in _IN_TEXT:
-                text.add_text(name, str(fields[name]))
-            with atomic_path(path) as temporary:
-                # Level 1: nearly as small, five times as fast as the default.
-                Image.fromarray(picture).save(temporary, pnginfo=text, compress_level=1)
-            height, width, _ = picture.shape
-            added.append(
-                SyntheticImage(
-                    path=self.folder.workspace.relative(path),
-                    sha256=hash_file(path),
-                    width=width,
-                    height=height,
-                    **fields,
-                )
-            )
-        append_records(self.records_path, added)
-        self.records |= {record.image_id: record for record in added}
+        path = self.path(fields["image_id"])
+        root = self.folder.workspace.root
+        return write_picture(path, picture, fields, in_text=_IN_TEXT, root=root)
+
+    def add(self, records: Sequence[SyntheticImage]) -> None:
+        """Append the records of pictures that are in place.
+
+        Raises:
+            SynthdetError: The disk is full.
+        """
+        append_records(self.records_path, records)
+        self.records |= {record.image_id: record for record in records}
 
     def close(self, wanted: Sequence[str], size_wh: tuple[int, int]) -> list[SyntheticImage]:
         """Check every promised file, and put the records in plan order, each once.
@@ -264,16 +258,28 @@ def _generate(
     settings: GenerateConfig,
     size_wh: tuple[int, int],
     open_generator: Callable[[], ImageGenerator],
-) -> None:
-    batches = _Batches(made.folder.path / "plan.json", len(planned), settings.batch_size)
+) -> dict[str, float]:
+    """Draw what is not there; returns how fast that was, empty where nothing was drawn."""
+    if not planned:
+        return {}
+    models = _Models(open_generator)
+    batches = _Batches(
+        made.folder.path / "plan.json",
+        len(planned),
+        lambda: _find_batch_size(made.reporter, models, settings, size_wh),
+    )
     done = sum(made.has(picture.image_id) for picture in planned)
-    generator: ImageGenerator | None = None
-    with made.reporter.bar("generate", len(planned), done=done) as advance:
+    drawn, begun = 0, 0.0
+    with (
+        made.reporter.bar("generate", len(planned), done=done) as advance,
+        Saver(made.write, made.add, workers=settings.workers) as saver,
+    ):
         for number, batch in batches.walk(planned):
             lacking = sum(not made.has(picture.image_id) for picture in batch)
             if not lacking:
                 continue
-            generator = generator or _open(open_generator)
+            generator = models.generator()
+            begun = begun or time.perf_counter()
             try:
                 pictures = _draw(generator, batch, settings, size_wh)
             except MemoryError as error:
@@ -283,9 +289,44 @@ def _generate(
                 )
                 continue
             rows = zip(batch, pictures, strict=True)
-            made.add([(picture, _describe(plan, number, len(batch), generator, settings))
-                      for plan, picture in rows])  # fmt: skip
+            saver.save([(picture, _describe(plan, number, len(batch), generator, settings))
+                        for plan, picture in rows])  # fmt: skip
+            drawn += len(batch)
             advance(lacking)
+    if not drawn:
+        return {}
+    seconds = time.perf_counter() - begun
+    return {
+        "pictures_per_second": round(drawn / seconds, 3),
+        "save_stall_share": round(saver.stalled / seconds, 4),
+    }
+
+
+class _Models:
+    """The pipeline, opened when it is first needed."""
+
+    def __init__(self, open_generator: Callable[[], ImageGenerator]) -> None:
+        self._open = open_generator
+        self._generator: ImageGenerator | None = None
+
+    def generator(self) -> ImageGenerator:
+        if self._generator is None:
+            self._generator = _open(self._open)
+        return self._generator
+
+
+def _find_batch_size(
+    reporter: Reporter, models: _Models, settings: GenerateConfig, size_wh: tuple[int, int]
+) -> int:
+    if settings.batch_size != "auto":
+        return settings.batch_size
+    width, height = size_wh
+    try:
+        found = models.generator().find_batch_size(width=width, height=height)
+    except MemoryError:
+        found = 1
+    reporter.note("generate", f"{found} pictures at once fit here")
+    return found
 
 
 def _open(open_generator: Callable[[], ImageGenerator]) -> ImageGenerator:
@@ -308,6 +349,7 @@ def _draw(
         height=height,
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
+        guidance_end=settings.guidance_end,
     )
     for picture in pictures:
         if picture.shape != (height, width, 3) or picture.dtype != np.uint8:
@@ -330,6 +372,7 @@ def _describe(
         "scheduler": generator.scheduler,
         "num_inference_steps": settings.num_inference_steps,
         "guidance_scale": settings.guidance_scale,
+        "guidance_end": settings.guidance_end,
         "lora_scale": settings.lora_scale,
         "batch": batch,
         "batch_shape": batch_shape,
@@ -340,11 +383,12 @@ def _describe(
 class _Batches:
     """How the plan is cut into batches; written down, because a batch's shape changes pixels."""
 
-    def __init__(self, path: Path, num_pictures: int, batch_size: int) -> None:
+    def __init__(self, path: Path, num_pictures: int, find_size: Callable[[], int]) -> None:
         self._path = path
         if path.exists():
             self._shapes = [int(shape) for shape in read_json(path)["batch_shapes"]]
         else:
+            batch_size = find_size()
             whole, rest = divmod(num_pictures, batch_size)
             self._shapes = [batch_size] * whole + [rest] * (rest > 0)
             self._write()
@@ -420,7 +464,7 @@ def _take_in(made: _Made, files: Sequence[Path], size_wh: tuple[int, int]) -> No
             if isinstance(picture, str):
                 made.rejected[path.name] = Rejected(path=path.name, reason=picture)
             else:
-                made.add([(picture, _describe_own(path, image_id, index))])
+                made.add([made.write(picture, _describe_own(path, image_id, index))])
             advance(1)
     if made.rejected:
         first = next(iter(made.rejected.values()))

@@ -170,6 +170,43 @@ def test_a_changed_setting_is_refused_by_name(tmp_path: Path, changed: dict[str,
     assert "old folder is kept" in make(workspace, other, FakeGenerator(), redo=True)
 
 
+def test_the_batch_size_is_found_once_and_kept(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run", batch_size="auto")
+    generator = FakeGenerator(fitting=3, fail_at=2)
+    with pytest.raises(PlannedError):
+        make(workspace, config, generator)
+    said = make(workspace, config, FakeGenerator(fitting=8))
+    assert "fit here" not in said
+    assert [record.batch_shape for record in records(workspace)] == [3] * 9 + [1]
+
+
+def test_out_of_memory_at_eight_and_four_ends_with_two(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run", batch_size="auto")
+    said = make(workspace, config, FakeGenerator(fitting=8, max_batch=2))
+    assert "8 pictures at once fit here" in said
+    for size in (8, 4):
+        assert f"out of memory with {size} pictures at once: halved" in said
+    assert read_json(workspace.root / "3-generate" / "plan.json")["batch_shapes"] == [2] * 5
+    assert len(records(workspace)) == 10
+
+
+def test_the_number_of_writers_changes_no_byte(tmp_path: Path) -> None:
+    contents = []
+    for workers in (1, 5):
+        workspace, config = start(tmp_path / str(workers), workers=workers)
+        make(workspace, config, FakeGenerator())
+        contents.append(file_bytes(workspace.root / "3-generate"))
+    assert contents[0] == contents[1]
+
+
+def test_how_fast_it_was_is_in_the_lock(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run")
+    make(workspace, config, FakeGenerator())
+    runtime = read_json(workspace.root / "3-generate" / "stage.json")["runtime"]
+    assert runtime["pictures_per_second"] > 0
+    assert 0 <= runtime["save_stall_share"] <= 1
+
+
 def test_no_pictures_is_a_set_too(tmp_path: Path) -> None:
     workspace, config = start(tmp_path / "run", num_images=0)
     make(workspace, config, None)
@@ -188,17 +225,14 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace, config = start(tmp_path / "run")
-    real_save: Callable[..., None] = Image.Image.save
-    saved = 0
+    real_write: Callable[[Path, bytes], int] = Path.write_bytes
 
-    def save(image: Image.Image, *arguments: Any, **options: Any) -> None:
-        nonlocal saved
-        saved += 1
-        if saved == 6:
+    def write(path: Path, content: bytes) -> int:
+        if path.suffix == ".png" and path.stem[-6:] >= "000005":
             raise OSError(errno.ENOSPC, "No space left on device")
-        real_save(image, *arguments, **options)
+        return real_write(path, content)
 
-    monkeypatch.setattr(Image.Image, "save", save)
+    monkeypatch.setattr(Path, "write_bytes", write)
     with pytest.raises(SynthdetError, match="the disk is full"):
         make(workspace, config, FakeGenerator())
     assert len(records(workspace)) == 4

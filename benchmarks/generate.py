@@ -1,0 +1,493 @@
+"""How fast do pictures come to disk, beside the loop that everybody writes first, and in what memory?
+
+    python benchmarks/generate.py [--quick] [--work FOLDER] [--parts speed,memory,gpu]
+
+- *speed*: the embedded SDXL with a LoRA of random weights, on two sides in processes of their own, in
+  turns, A B A B, the median of the rounds' ratios. Ours is the generate stage. The loop is diffusers as
+  its documentation shows it: `pipe.load_lora_weights`, one `pipe(prompt)` a picture, `image.save`
+  (`speedup_vs_loop`); and the same with as many prompts a call as ours draws at once
+  (`speedup_vs_batched_loop`, no target: what is left is the fused LoRA, texts encoded once and the
+  saving). Pictures are checked equal first: seeds, scheduler, steps and guidance are the same.
+  `processor_speedup_vs_loop` is the ratio of processor times, for machines that do other things too.
+  `save_stall_share` is the share of ours in which drawing waited for saving.
+- *memory*: the stage's host memory after 64 and after 1,024 pictures of one run: `rss_growth_mb`.
+- *gpu*, only where there is one: SDXL at full size, random weights, 1024 pixels, guidance, to disk:
+  10 and 20 steps, 10 also beside the loop at the same batch size. `share_of_limit` is of what a matrix
+  product in the same run says this GPU could do. Without a GPU these figures are null.
+
+Progress goes to stderr, one JSON object to stdout. `ok` is whether every target is met.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+from PIL import Image
+from report import make_report, say
+from rich.console import Console
+
+from synthdet.config import Config, make_config
+from synthdet.core.prompts import PlannedPicture, plan_pictures
+from synthdet.core.records import Tile
+from synthdet.models.protocols import ImageGenerator, Picture, PictureRequest
+from synthdet.pocket import weights_dir
+from synthdet.progress import Reporter
+from synthdet.stages import generate
+from synthdet.workspace import Workspace, read_json, write_json, write_records
+
+TARGETS: dict[str, tuple[str, float]] = {
+    "speedup_vs_loop": (">=", 1.5),
+    "save_stall_share": ("<=", 0.05),
+    "rss_growth_mb": ("<=", 16.0),
+}
+GPU_TARGETS: dict[str, tuple[str, float]] = {
+    "speedup_vs_loop_1024_10": (">=", 3.0),
+    "pictures_per_second_1024_10": (">=", 3.5),
+    "pictures_per_second_1024_20": (">=", 2.18),
+}
+TFLOP_1024 = {10: 145.7, 20: 280.9}
+"""UNet with guidance and VAE, of one picture of 1024 pixels, by denoising steps."""
+PARTS = ("speed", "memory", "gpu")
+QUIET = Reporter(Console(quiet=True))
+LORA_LAYERS = (
+    "to_k", "to_q", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
+)  # fmt: skip
+CLASSES = ["humpback whale"]
+SETTINGS: dict[str, Any] = {
+    "attributes": {"water": ["calm blue water", "green water", "grey water with whitecaps"]},
+    "prompts": ["aerial photo of {animals}, {water}"],
+    "negative_prompt": "blurred",
+    "guidance_scale": 3.0,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of pictures."""
+
+    pipeline: str
+    lora: str
+    pixels: int
+    pictures: int
+    steps: int
+    batch: int
+    precision: str = "no"
+    device: str = "cpu"
+
+    def config(self) -> Config:
+        """The run's settings."""
+        own = {
+            "num_images": self.pictures, "num_inference_steps": self.steps,
+            "batch_size": self.batch, "mixed_precision": self.precision, "device": self.device,
+        }  # fmt: skip
+        return make_config({"generate": {**SETTINGS, **own}}, where="the benchmark")
+
+
+def main() -> None:
+    """Measure, and print one JSON object."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few of everything: does it run?")
+    parser.add_argument("--work", type=Path, help="folder to work in; a temporary one without it")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which, separated by commas")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        _serve(arguments.side, arguments.work, Case(**json.loads(arguments.case)))
+        return
+    work = arguments.work or Path(tempfile.mkdtemp(prefix="synthdet-generate-"))
+    work.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Any] = {}
+    targets = dict(TARGETS)
+    try:
+        for part in arguments.parts.split(","):
+            started = time.monotonic()
+            made = _PARTS[part](work, arguments.quick)
+            figures |= made
+            say(f"{part}: {json.dumps(made)} ({time.monotonic() - started:.0f} s)")
+        if figures.get("pictures_per_second_1024_10") is not None:
+            targets |= GPU_TARGETS
+    finally:
+        if arguments.work is None:
+            shutil.rmtree(work, ignore_errors=True)
+    result = make_report("generate", figures, targets, machine=_torch())
+    print(json.dumps(result))
+    sys.exit(0 if result["ok"] else 1)
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def _measure_speed(work: Path, quick: bool) -> dict[str, Any]:
+    pipeline = weights_dir() / "sdxl"
+    lora = write_lora(work / "lora-pocket", pipeline)
+    case = Case(
+        pipeline=str(pipeline), lora=str(lora), pixels=128, pictures=16 if quick else 48,
+        steps=4 if quick else 10, batch=8,
+    )  # fmt: skip
+    told = _race(work, case, ("ours", "loop", "batched"), rounds=2 if quick else 5)
+    return {
+        "speedup_vs_loop": _ratio(told, "loop", "seconds"),
+        "speedup_vs_batched_loop": _ratio(told, "batched", "seconds"),
+        "processor_speedup_vs_loop": _ratio(told, "loop", "processor_seconds"),
+        "pictures_per_second": round(
+            case.pictures / statistics.median(one["seconds"] for one in told["ours"]), 2
+        ),
+        "save_stall_share": round(
+            statistics.median(one["save_stall_share"] for one in told["ours"]), 4
+        ),
+    }
+
+
+def _measure_memory(work: Path, quick: bool) -> dict[str, Any]:
+    pipeline = weights_dir() / "sdxl"
+    case = Case(
+        pipeline=str(pipeline), lora=str(write_lora(work / "lora-pocket", pipeline)), pixels=128,
+        pictures=128 if quick else 1_024, steps=1, batch=8,
+    )  # fmt: skip
+    with _Side("memory", work, case) as side:
+        told = side.ask("memory")
+    return {"rss_growth_mb": told["rss_growth_mb"], "rss_mb": told["rss_mb"]}
+
+
+def _measure_gpu(work: Path, quick: bool) -> dict[str, Any]:
+    import torch
+
+    names = (*GPU_TARGETS, "share_of_limit", "share_of_limit_20", "peak_gb_1024")
+    if not torch.cuda.is_available():
+        return dict.fromkeys(names)
+    from finetune import _run_matmul, write_full_pipeline
+
+    pipeline = write_full_pipeline(work / "full")
+    lora = write_lora(work / "lora-full", pipeline, layers=LORA_LAYERS[:4])
+    ceiling = _run_matmul()
+    figures: dict[str, Any] = {"matmul_tflops": round(ceiling, 1)}
+    for steps in (10, 20):
+        case = Case(
+            pipeline=str(pipeline), lora=str(lora), pixels=1024, pictures=16 if quick else 64,
+            steps=steps, batch=8, precision="bf16", device="cuda",
+        )  # fmt: skip
+        sides = ("ours", "batched") if steps == 10 else ("ours",)
+        told = _race(work, case, sides, rounds=1 if quick else 3, check=False)
+        rate = case.pictures / statistics.median(one["seconds"] for one in told["ours"])
+        figures[f"pictures_per_second_1024_{steps}"] = round(rate, 3)
+        share = rate * TFLOP_1024[steps] / ceiling
+        figures["share_of_limit" if steps == 10 else "share_of_limit_20"] = round(share, 3)
+        figures["peak_gb_1024"] = told["ours"][-1]["peak_gb"]
+        if steps == 10:
+            figures["speedup_vs_loop_1024_10"] = _ratio(told, "batched", "seconds")
+    return figures
+
+
+def _race(
+    work: Path, case: Case, sides: Sequence[str], *, rounds: int, check: bool = True
+) -> dict[str, list[dict[str, Any]]]:
+    """What all sides tell of each round; they take turns, after one that warms up and is compared."""
+    told: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    opened = [_Side(side, work, case) for side in sides]
+    try:
+        for side in opened:
+            side.ask("warm-up")
+        if check:
+            for side in opened[1:]:
+                _check_equal(opened[0].folder, side.folder, case.pictures)
+        for number in range(rounds):
+            for side in opened:
+                told[side.name].append(side.ask(f"round-{number}"))
+            say(f"round {number + 1}: " + ", ".join(
+                f"{name} {some[-1]['seconds']:.2f} s" for name, some in told.items()
+            ))  # fmt: skip
+    finally:
+        for side in opened:
+            side.close()
+    return told
+
+
+def _ratio(told: dict[str, list[dict[str, Any]]], other: str, what: str) -> float:
+    pairs = zip(told[other], told["ours"], strict=True)
+    return round(statistics.median(theirs[what] / ours[what] for theirs, ours in pairs), 2)
+
+
+def _check_equal(ours: Path, theirs: Path, pictures: int) -> None:
+    """The same pictures, but for rounding: other batch shapes and a LoRA beside the weights."""
+    worst = 0
+    for index in range(pictures):
+        one, other = (
+            np.array(Image.open(folder / f"syn-{index:06d}.png").convert("RGB"), dtype=int)
+            for folder in (ours, theirs)
+        )
+        worst = max(worst, int(np.abs(one - other).max()))
+    if worst > 2:
+        raise SystemExit(f"pictures differ by {worst} of 255: {ours} and {theirs}")
+    say(f"{pictures} pictures are equal within {worst} of 255")
+
+
+# --- a side in a process of its own ----------------------------------------------------------------
+
+
+class _Side:
+    """A side of the race, which answers a name with how long its pictures took."""
+
+    def __init__(self, name: str, work: Path, case: Case) -> None:
+        self.name = name
+        self.folder = work / f"{name}-{case.pixels}-{case.steps}" / "pictures"
+        shutil.rmtree(self.folder.parent, ignore_errors=True)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--side", name, "--work", str(self.folder.parent),
+             "--case", json.dumps(asdict(case))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> _Side:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let it end."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=120)
+
+    def ask(self, name: str) -> dict[str, Any]:
+        """Have all pictures made; the last ones made lie in ``folder``."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(name, file=self._process.stdin, flush=True)
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+        raise SystemExit(f"the side {self.name} died")
+
+
+Make = Callable[[Path], dict[str, Any]]
+"""Makes all pictures of a case into a folder."""
+
+
+def _serve(side: str, work: Path, case: Case) -> None:
+    make = _SIDES[side](work, case)
+    for _line in sys.stdin:
+        folder = work / "pictures"
+        shutil.rmtree(folder, ignore_errors=True)
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        begun = time.perf_counter()
+        told = make(folder)
+        told["seconds"] = time.perf_counter() - begun
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        told["processor_seconds"] = sum(
+            getattr(after, name) - getattr(before, name) for name in ("ru_utime", "ru_stime")
+        )
+        print(json.dumps(told), flush=True)
+
+
+def _open_ours(work: Path, case: Case) -> Make:
+    from synthdet.models.sdxl import SdxlGenerator
+
+    settings = case.config().generate
+    generator = SdxlGenerator(
+        case.pipeline, vae=None, lora=Path(case.lora), lora_scale=settings.lora_scale,
+        scheduler=settings.scheduler, mixed_precision=case.precision, device=case.device,
+    )  # fmt: skip
+
+    def make(folder: Path) -> dict[str, Any]:
+        return _run_stage(work / "run", folder, case, generator)
+
+    return make
+
+
+def _run_stage(root: Path, folder: Path, case: Case, generator: ImageGenerator) -> dict[str, Any]:
+    """The generate stage on a new run; its pictures are moved into a folder."""
+    shutil.rmtree(root, ignore_errors=True)
+    config = case.config()
+    workspace = _make_run(root, config, case.pixels)
+    generate.run(workspace, config, QUIET, open_generator=lambda: generator)
+    stage = workspace.stage("generate")
+    os.rename(stage.path / "images", folder)
+    return {**read_json(stage.lock_path)["runtime"], "peak_gb": _peak_gb(case)}
+
+
+def _make_run(root: Path, config: Config, pixels: int) -> Workspace:
+    """A run up to its LoRA, by hand."""
+    workspace = Workspace.make(root, config)
+    prepare, finetune = workspace.stage("prepare"), workspace.stage("finetune")
+    tile = Tile(
+        tile_id="tile", image_id="photo", group="group", split="train", path="", sha256="",
+        xyxy=(0, 0, pixels, pixels), scale=1, width=pixels, height=pixels, boxes=(), caption="",
+    )  # fmt: skip
+    for stage in (prepare, finetune):
+        stage.claim(settings={}, inputs={})
+    write_json(prepare.path / "dataset.json", {"classes": CLASSES})
+    write_records(prepare.path / "tiles.jsonl", [tile])
+    for stage in (prepare, finetune):
+        stage.close(outputs=[], counts={}, runtime={})
+    return workspace
+
+
+def _open_loop(_work: Path, case: Case, *, batch: int = 1) -> Make:
+    """The loop that the documentation of diffusers shows."""
+    import torch
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+
+    settings = case.config().generate
+    dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
+    pipe = StableDiffusionXLPipeline.from_pretrained(case.pipeline, dtype=dtype)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, use_karras_sigmas=True
+    )
+    pipe.load_lora_weights(case.lora, adapter_name="species")
+    pipe.set_adapters(["species"], [settings.lora_scale])
+    pipe.to(case.device)
+    pipe.set_progress_bar_config(disable=True)
+
+    def make(folder: Path) -> dict[str, Any]:
+        folder.mkdir(parents=True)
+        planned = _plan(case)
+        for begin in range(0, len(planned), batch):
+            some = planned[begin : begin + batch]
+            images = pipe(
+                prompt=[plan.prompt for plan in some],
+                negative_prompt=[plan.negative_prompt for plan in some],
+                generator=[torch.Generator("cpu").manual_seed(plan.seed) for plan in some],
+                num_inference_steps=case.steps,
+                guidance_scale=settings.guidance_scale,
+                width=case.pixels,
+                height=case.pixels,
+            ).images
+            for plan, image in zip(some, images, strict=True):
+                image.save(folder / f"{plan.image_id}.png")
+        return {"peak_gb": _peak_gb(case)}
+
+    return make
+
+
+def _open_batched_loop(work: Path, case: Case) -> Make:
+    return _open_loop(work, case, batch=case.batch)
+
+
+def _plan(case: Case) -> tuple[PlannedPicture, ...]:
+    settings = case.config().generate
+    return plan_pictures(
+        num_images=settings.num_images, class_names=CLASSES, prompts=settings.prompts,
+        animals=settings.animals, attributes=settings.attributes,
+        background_prompts=settings.background_prompts,
+        background_fraction=settings.background_fraction,
+        negative_prompt=settings.negative_prompt, seed=settings.seed,
+    )  # fmt: skip
+
+
+def _open_memory(work: Path, case: Case) -> Make:
+    from synthdet.models.sdxl import SdxlGenerator
+
+    settings = case.config().generate
+    generator = _Weighed(
+        SdxlGenerator(
+            case.pipeline, vae=None, lora=Path(case.lora), lora_scale=settings.lora_scale,
+            scheduler=settings.scheduler, mixed_precision=case.precision, device=case.device,
+        )
+    )  # fmt: skip
+
+    def make(folder: Path) -> dict[str, Any]:
+        told = _run_stage(work / "run", folder, case, generator)
+        first = max(1, 64 // case.batch)
+        early, late = (statistics.median(some) for some in (
+            generator.resident_mb[first : first + 4], generator.resident_mb[-4:]
+        ))  # fmt: skip
+        return {**told, "rss_mb": round(late, 1), "rss_growth_mb": round(late - early, 1)}
+
+    return make
+
+
+class _Weighed:
+    """A generator that notes how much memory the process holds before each batch."""
+
+    def __init__(self, generator: ImageGenerator) -> None:
+        self._generator = generator
+        self.scheduler = generator.scheduler
+        self.resident_mb: list[float] = []
+
+    def generate(self, requests: Sequence[PictureRequest], **options: Any) -> list[Picture]:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self.resident_mb.append(pages * resource.getpagesize() / 2**20)
+        return self._generator.generate(requests, **options)
+
+    def find_batch_size(self, *, width: int, height: int) -> int:
+        return self._generator.find_batch_size(width=width, height=height)
+
+
+def write_lora(folder: Path, pipeline: Path, *, layers: Sequence[str] = LORA_LAYERS) -> Path:
+    """A LoRA of rank 16 with random weights, small enough that pictures stay pictures."""
+    path = folder / "lora.safetensors"
+    if path.exists():
+        return path
+    import torch
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    unet = UNet2DConditionModel.from_pretrained(pipeline / "unet")
+    unet.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=list(layers)))
+    seed = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in unet.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(0.01 * torch.randn(weight.shape, generator=seed))
+    weights = {key: value.contiguous() for key, value in get_peft_model_state_dict(unet).items()}
+    StableDiffusionXLPipeline.save_lora_weights(
+        folder, unet_lora_layers=weights, weight_name=path.name
+    )
+    return path
+
+
+def _peak_gb(case: Case) -> float | None:
+    if case.device != "cuda":
+        return None
+    import torch
+
+    return round(torch.cuda.max_memory_allocated() / 1e9, 2)
+
+
+def _torch() -> dict[str, Any]:
+    import torch
+
+    return {
+        "threads": int(os.environ["OMP_NUM_THREADS"]),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+    }
+
+
+_PARTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
+    "speed": _measure_speed,
+    "memory": _measure_memory,
+    "gpu": _measure_gpu,
+}
+_SIDES: dict[str, Callable[[Path, Case], Make]] = {
+    "ours": _open_ours,
+    "loop": _open_loop,
+    "batched": _open_batched_loop,
+    "memory": _open_memory,
+}
+
+if __name__ == "__main__":
+    main()
