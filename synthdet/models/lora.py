@@ -36,12 +36,11 @@ from synthdet.models.lora_file import check_weights, serialise, serialise_kohya
 from synthdet.models.lora_log import METRICS_NAME as METRICS_NAME
 from synthdet.models.lora_log import Log
 from synthdet.models.lora_step import Training
-from synthdet.models.lora_text import TEXT_MODULES, TextSide
+from synthdet.models.lora_text import TEXT_MODULES, EmbeddingCache, TextSide
 from synthdet.models.protocols import TrainTile
 from synthdet.models.sdxl import (
     Embedding,
     count_lost_tokens,
-    encode_prompt,
     guides_from_zeros,
     load_pipeline,
 )
@@ -255,16 +254,18 @@ class SdxlLoraTrainer:
         """Latents and embeddings of the tiles that are trained on, and of the others."""
         told = count_anew if self.crop_fraction else lambda tile: [tile.caption]
         captions = sorted({text for tiles in given for tile in tiles for text in told(tile)})
-        for part in (pipeline.text_encoder, pipeline.text_encoder_2):
-            part.to(device)
-        embeddings = {text: encode_prompt(pipeline, text, device) for text in captions}
         cut = [text for text in captions if count_lost_tokens(pipeline, text)]
         if cut:
             self.note(f"{len(cut)} captions are longer than the model reads, such as: {cut[0]}")
-        like = embeddings[captions[0]]
-        none = Embedding(torch.zeros_like(like.states), torch.zeros_like(like.pooled))
-        if not guides_from_zeros(pipeline):
-            none = encode_prompt(pipeline, "", device)
+        heard = EmbeddingCache(folder / "cache" / "captions")
+        frozen = captions if text is None else []
+        heard.fill(["", *frozen], pipeline, device)
+        none = heard.read("")
+        if guides_from_zeros(pipeline):
+            none = Embedding(*map(torch.zeros_like, none))
+        if text is not None:
+            none = Embedding(*(one.to(device) for one in none))
+        embeddings = {caption: heard.read(caption) for caption in frozen}
         vae = pipeline.vae.float().to(device)
         materials = []
         places = ((folder / "cache", self.symmetries), (folder / "cache" / "held-out", False))

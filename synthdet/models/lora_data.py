@@ -255,13 +255,14 @@ def _draw_windows(
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """All that the steps read, encoded: latents on disk, captions on the device.
+    """All that the steps read, encoded: latents on disk, captions in memory.
 
     Attributes:
         tiles: In the order that `Draw.tiles` counts.
         latents: Filled with them.
-        embeddings: Of each distinct caption.
-        no_caption: What the model hears where the caption is dropped, as in guidance.
+        embeddings: Of each distinct caption that may come up, on the CPU.
+        no_caption: What the model hears where the caption is dropped, as in guidance; with ``text`` on
+            its device.
         scaling_factor: From the VAE's latents to the UNet's.
         pixels_per_latent: Side of a latent's cell.
         text: The text encoders where they are trained; the embeddings are then not used.

@@ -184,9 +184,9 @@ class Training:
             predicted = self._unet(
                 self._send(noisy).to(self._dtype),
                 self._send(draw.timesteps),
-                encoder_hidden_states=heard.states,
+                encoder_hidden_states=self._send(heard.states),
                 added_cond_kwargs={
-                    "text_embeds": heard.pooled,
+                    "text_embeds": self._send(heard.pooled),
                     "time_ids": self._send(material.size_ids(draw)).to(heard.pooled.dtype),
                 },
                 return_dict=False,
@@ -195,8 +195,8 @@ class Training:
         return error.square().mean(dim=1, keepdim=True)
 
     def _send(self, tensor: Tensor) -> Tensor:
-        """To the device, without waiting for it."""
-        if self._device == "cpu":
+        """To the device, if it is not there yet, without waiting for it."""
+        if tensor.device.type == self._device:
             return tensor
         return tensor.contiguous().pin_memory().to(self._device, non_blocking=True)
 

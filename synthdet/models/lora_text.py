@@ -1,17 +1,59 @@
-"""SDXL's two text encoders as part of a LoRA's training: captions to embeddings, with gradients."""
+"""SDXL's two text encoders in a LoRA's training: frozen and kept on disk, or with gradients."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from synthdet.models.sdxl import Embedding
+from synthdet.models.sdxl import Embedding, encode_prompt
+from synthdet.workspace import write_bytes
 
 TEXT_PARTS: Final = ("text_encoder", "text_encoder_2")
 TEXT_MODULES: Final = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+class EmbeddingCache:
+    """What frozen text encoders make of captions, a file each, named by the caption's hash.
+
+    Args:
+        folder: Of the files; made when needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def fill(self, captions: Sequence[str], pipeline: Any, device: str) -> None:
+        """Encode the captions that are not there yet; where all are, nothing goes to the device."""
+        missing = [caption for caption in captions if self._try_read(caption) is None]
+        for part in TEXT_PARTS if missing else ():
+            getattr(pipeline, part).to(device)
+        for caption in missing:
+            embedding = encode_prompt(pipeline, caption, device)
+            tensors = {name: one.cpu() for name, one in embedding._asdict().items()}
+            write_bytes(self._path(caption), save(tensors))
+
+    def read(self, caption: str) -> Embedding:
+        """A caption's embedding, on the CPU."""
+        found = self._try_read(caption)
+        if found is None:
+            raise RuntimeError(f"{caption!r} was not encoded")
+        return found
+
+    def _try_read(self, caption: str) -> Embedding | None:
+        try:
+            return Embedding(**load_file(self._path(caption)))
+        except (OSError, SafetensorError):
+            return None
+
+    def _path(self, caption: str) -> Path:
+        return self._folder / f"{hashlib.sha256(caption.encode()).hexdigest()}.safetensors"
 
 
 class TextSide:

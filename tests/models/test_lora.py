@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load
 
 from synthdet.errors import SynthdetError
-from synthdet.models import lora_file, lora_step, sdxl
+from synthdet.models import lora_file, lora_step, lora_text, sdxl
 from synthdet.models.checkpoints import load_newest, save_checkpoint
 from synthdet.models.lora import (
     KOHYA_NAME,
@@ -556,6 +556,44 @@ def test_captions_are_encoded_as_the_pipeline_does_it(base: Path) -> None:
     found = TextSide(pipeline, "cpu").encode(captions)
     torch.testing.assert_close(found.states, torch.cat([one.states for one in expected]))
     torch.testing.assert_close(found.pooled, torch.cat([one.pooled for one in expected]))
+
+
+def test_captions_are_encoded_once_and_kept_by_their_content(
+    base: Path,
+    tiles: list[TrainTile],
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoded: list[str] = []
+    encode = lora_text.encode_prompt
+
+    def count(pipeline: Any, caption: str, device: str) -> Embedding:
+        encoded.append(caption)
+        return encode(pipeline, caption, device)
+
+    monkeypatch.setattr(lora_text, "encode_prompt", count)
+    with pytest.raises(KilledError):
+        train(base, tiles, tmp_path / "run", kill_at=4)
+    assert sorted(encoded) == ["", "one seal", "open water", "two seals"]
+    cached = sorted((tmp_path / "run" / "cache" / "captions").iterdir())
+    cached[0].write_bytes(cached[0].read_bytes()[:-1])  # one is torn
+    train(base, tiles, tmp_path / "run")
+    assert len(encoded) == 5
+    assert files(tmp_path / "run") == whole
+
+
+def test_trained_text_encoders_are_not_asked_for_the_captions_before(
+    base: Path, tiles: list[TrainTile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = lora_text.encode_prompt
+
+    def refuse(pipeline: Any, caption: str, device: str) -> Embedding:
+        assert not caption
+        return encode(pipeline, caption, device)
+
+    monkeypatch.setattr(lora_text, "encode_prompt", refuse)
+    train(base, tiles, tmp_path / "run", train_text_encoder=True, max_train_steps=1)
 
 
 def test_the_header_tells_recipe_data_and_trigger_words(
