@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -515,8 +516,8 @@ def run(plan: Plan, work: Path) -> dict[str, Any]:
     bench.part("vae", lambda: measure_vae(scenes))
     bench.part("clip", lambda: measure_clip(scenes))
     bench.part("judge", lambda: judge_the_judge(judge, scenes))
-    workspace = Workspace(bench.folder / "run")
     bench.part("study", lambda: {"study": run_study(bench.folder, plan).root.name})
+    workspace = Workspace(bench.folder / "run")
     bench.part("pictures", lambda: measure_pictures(workspace, judge, bench.folder, plan))
     bench.part("memory", lambda: measure_memory(workspace))
     bench.part("labels", lambda: measure_labels(workspace, judge))
@@ -542,7 +543,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     report = run(QUICK if options.quick else Plan(), options.work.expanduser())
-    print(json.dumps(report, indent=1))
+    print(json.dumps(report))
+    sys.exit(0 if report["ok"] else 1)
 
 
 if __name__ == "__main__":
