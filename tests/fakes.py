@@ -61,6 +61,7 @@ class FakeGenerator:
         fail_at: Raise at this call, counted from 1 (0: never).
         max_batch: Larger batches raise `MemoryError`.
         constant: Draw pictures of one colour.
+        overflows: Seeds whose pictures are black unless the VAE is precise.
         fitting: Pictures at once that it says fit.
         calls: Batches asked for so far.
         requests: All that was drawn, in order.
@@ -70,6 +71,7 @@ class FakeGenerator:
     fail_at: int = 0
     max_batch: int = 1_000
     constant: bool = False
+    overflows: tuple[int, ...] = ()
     fitting: int = 4
     calls: int = 0
     requests: list[PictureRequest] = field(default_factory=list)
@@ -83,6 +85,7 @@ class FakeGenerator:
         num_inference_steps: int,
         guidance_scale: float,
         guidance_end: float = 1.0,
+        precise_vae: bool = False,
     ) -> list[Picture]:
         self.calls += 1
         if self.calls == self.fail_at:
@@ -90,7 +93,13 @@ class FakeGenerator:
         if len(requests) > self.max_batch:
             raise MemoryError(f"{len(requests)} pictures")
         self.requests += requests
-        return [self._draw(request, len(requests), (height, width, 3)) for request in requests]
+        shape = (height, width, 3)
+        return [
+            np.zeros(shape, np.uint8)
+            if request.seed in self.overflows and not precise_vae
+            else self._draw(request, len(requests), shape)
+            for request in requests
+        ]
 
     def find_batch_size(self, *, width: int, height: int) -> int:
         return self.fitting

@@ -149,7 +149,8 @@ class SyntheticImage(Record):
     """A line of ``3-generate/images.jsonl``: everything needed to make the picture again.
 
     ``asked_for`` is what the prompt asked to be in it: class id per animal, empty for background.
-    ``path`` is relative to the run folder.
+    ``path`` is relative to the run folder. ``vae`` is the precision it was decoded in where that is not
+    the run's own; ``fault`` says what is wrong with it all the same.
     """
 
     image_id: str
@@ -168,6 +169,8 @@ class SyntheticImage(Record):
     batch_shape: int
     guidance_end: float = 1.0
     asked_for: tuple[int, ...] | None = None
+    vae: Literal["float32"] | None = None
+    fault: Literal["blank"] | None = None
 
 
 class Score(Record):

@@ -42,8 +42,11 @@ class ImageGenerator(Protocol):
         num_inference_steps: int,
         guidance_scale: float,
         guidance_end: float = 1.0,
+        precise_vae: bool = False,
     ) -> list[Picture]:
         """One batch, in the order of the requests; guided in the first share of the steps.
+
+        With ``precise_vae`` decoded in float32, the rest as before: for pictures that overflow.
 
         Raises:
             MemoryError: The batch does not fit; the caller may try a smaller one.

@@ -111,6 +111,7 @@ class SdxlGenerator:
         num_inference_steps: int,
         guidance_scale: float,
         guidance_end: float = 1.0,
+        precise_vae: bool = False,
     ) -> list[Picture]:
         """Draw one batch.
 
@@ -121,6 +122,7 @@ class SdxlGenerator:
             num_inference_steps: Denoising steps.
             guidance_scale: Of classifier-free guidance; at most 1 is none.
             guidance_end: Share of the steps after which there is no guidance, 0..1.
+            precise_vae: Decode in float32: where a VAE overflows in half precision.
 
         Returns:
             ``uint8`` arrays ``(height, width, 3)``, RGB, in the order of the requests. One of which any
@@ -143,7 +145,9 @@ class SdxlGenerator:
                 generator=[torch.Generator("cpu").manual_seed(r.seed) for r in requests],
                 output_type="latent",
             ).images
-            return decode(self._pipeline.vae, latents, batch_size=self._vae_batch_size)
+            return decode(
+                self._pipeline.vae, latents, batch_size=self._vae_batch_size, precise=precise_vae
+            )
 
     def find_batch_size(self, *, width: int, height: int) -> int:
         """Pictures that this device draws at once: on a GPU tried out with one and with two.

@@ -24,6 +24,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from synthdet.core.records import Rejected, SyntheticImage, Tile
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import ImageGenerator, Picture, PictureRequest
 from synthdet.progress import Reporter
-from synthdet.stages.generate_files import Fields, Saver, write_picture
+from synthdet.stages.generate_files import Fields, Saver, is_blank, write_picture
 from synthdet.workspace import (
     StageFolder,
     Workspace,
@@ -120,6 +121,8 @@ def run(
         "pictures": len(records),
         "background": sum(record.asked_for == () for record in records),
         "prompts": len({record.prompt for record in records}),
+        "made_again": sum(record.vae is not None for record in records),
+        "blank": sum(record.fault is not None for record in records),
         "rejected": len(made.rejected),
     }
     folder.close(
@@ -225,12 +228,11 @@ class _Made:
             SynthdetError: A picture is unreadable or of another size.
         """
         records = [self.records[image_id] for image_id in wanted if image_id in self.records]
-        flat = []
         for record in records:
             path = self.path(record.image_id)
             try:
-                with Image.open(path) as image:
-                    size, extrema = image.size, image.getextrema()
+                with Image.open(path) as image:  # reads no pixel
+                    size = image.size
             except OSError as error:
                 raise SynthdetError(f"{path} cannot be read: delete it and run again") from error
             if size != size_wh:
@@ -238,15 +240,24 @@ class _Made:
                     f"{path} is {size[0]} x {size[1]}, not {size_wh[0]} x {size_wh[1]}: "
                     "delete it and run again"
                 )
-            if all(low == high for low, high in extrema):
-                flat.append(record.image_id)
-        if flat:
-            self.reporter.note(
-                "generate", f"{len(flat)} pictures are of one colour, such as {flat[0]}"
-            )
+        self._say_what_came_out_blank(records)
         write_records(self.records_path, records)
         write_records(self.rejected_path, self.rejected.values())
         return records
+
+    def _say_what_came_out_blank(self, records: Sequence[SyntheticImage]) -> None:
+        again = [record.image_id for record in records if record.vae is not None]
+        if again:
+            self.reporter.note(
+                "generate",
+                f"{len(again)} pictures came out blank and were made again with the VAE in float32, "
+                f"such as {again[0]}",
+            )
+        blank = [record.image_id for record in records if record.fault is not None]
+        if blank:
+            self.reporter.note(
+                "generate", f"{len(blank)} pictures are of one colour, such as {blank[0]}"
+            )
 
 
 # --- generated -------------------------------------------------------------------------------------
@@ -288,9 +299,10 @@ def _generate(
                     "generate", f"out of memory with {len(batch)} pictures at once: halved"
                 )
                 continue
-            rows = zip(batch, pictures, strict=True)
-            saver.save([(picture, _describe(plan, number, len(batch), generator, settings))
-                        for plan, picture in rows])  # fmt: skip
+            pictures, notes = _make_blanks_again(generator, batch, pictures, settings, size_wh)
+            rows = zip(batch, pictures, notes, strict=True)
+            described = partial(_describe, number, len(batch), generator, settings)
+            saver.save([(picture, described(plan) | note) for plan, picture, note in rows])
             drawn += len(batch)
             advance(lacking)
     if not drawn:
@@ -341,6 +353,8 @@ def _draw(
     batch: Sequence[PlannedPicture],
     settings: GenerateConfig,
     size_wh: tuple[int, int],
+    *,
+    precise_vae: bool = False,
 ) -> list[Picture]:
     width, height = size_wh
     pictures = generator.generate(
@@ -350,6 +364,7 @@ def _draw(
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
         guidance_end=settings.guidance_end,
+        precise_vae=precise_vae,
     )
     for picture in pictures:
         if picture.shape != (height, width, 3) or picture.dtype != np.uint8:
@@ -357,12 +372,42 @@ def _draw(
     return pictures
 
 
+def _make_blanks_again(
+    generator: ImageGenerator,
+    batch: Sequence[PlannedPicture],
+    pictures: Sequence[Picture],
+    settings: GenerateConfig,
+    size_wh: tuple[int, int],
+) -> tuple[list[Picture], list[dict[str, str]]]:
+    """Pictures that are black or of one colour, from the same noise with the VAE in float32.
+
+    The whole batch is drawn again, since its shape decides the pixels; it happens rarely.
+
+    Returns:
+        The pictures, and what their records say of it.
+    """
+    blank = [is_blank(picture) for picture in pictures]
+    if not any(blank):
+        return list(pictures), [{} for _ in pictures]
+    try:
+        again = _draw(generator, batch, settings, size_wh, precise_vae=True)
+    except MemoryError:
+        again = list(pictures)
+    chosen, notes = [], []
+    for was_blank, first, second in zip(blank, pictures, again, strict=True):
+        chosen.append(second if was_blank else first)
+        notes.append({"vae": "float32"} if was_blank else {})
+        if is_blank(chosen[-1]):
+            notes[-1] = {"fault": "blank"}
+    return chosen, notes
+
+
 def _describe(
-    plan: PlannedPicture,
     batch: int,
     batch_shape: int,
     generator: ImageGenerator,
     settings: GenerateConfig,
+    plan: PlannedPicture,
 ) -> dict[str, Any]:
     return {
         "image_id": plan.image_id,
@@ -464,7 +509,10 @@ def _take_in(made: _Made, files: Sequence[Path], size_wh: tuple[int, int]) -> No
             if isinstance(picture, str):
                 made.rejected[path.name] = Rejected(path=path.name, reason=picture)
             else:
-                made.add([made.write(picture, _describe_own(path, image_id, index))])
+                fields = _describe_own(path, image_id, index)
+                if is_blank(picture):
+                    fields["fault"] = "blank"
+                made.add([made.write(picture, fields)])
             advance(1)
     if made.rejected:
         first = next(iter(made.rejected.values()))

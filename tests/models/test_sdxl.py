@@ -128,6 +128,21 @@ def test_a_picture_with_a_nan_is_black_and_the_others_are_not(base: Path) -> Non
     assert not torn.any()
 
 
+def test_a_vae_that_overflows_draws_in_float32(base: Path) -> None:
+    generator = SdxlGenerator(base, **{**OPTIONS, "mixed_precision": "bf16"})
+    vae = generator._pipeline.vae
+
+    def overflow(_module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        return output if inputs[0].dtype == torch.float32 else output * torch.nan
+
+    vae.decoder.register_forward_hook(overflow)
+    options: dict[str, Any] = {**SIZE, "num_inference_steps": 2, "guidance_scale": 3.0}
+    assert not np.any(generator.generate(REQUESTS, **options))
+    again = generator.generate(REQUESTS, **options, precise_vae=True)
+    assert all(picture.any() for picture in again)
+    assert vae.dtype == torch.bfloat16, "as it was"
+
+
 def test_few_embeddings_are_kept(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sdxl, "_MAX_EMBEDDINGS", 3)
     generator = SdxlGenerator(base, **OPTIONS)

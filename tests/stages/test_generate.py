@@ -218,7 +218,34 @@ def test_pictures_of_one_colour_are_kept_and_noted(tmp_path: Path) -> None:
     workspace, config = start(tmp_path / "run")
     said = make(workspace, config, FakeGenerator(constant=True))
     assert "10 pictures are of one colour, such as syn-000000" in said
-    assert len(records(workspace)) == 10
+    assert [record.fault for record in records(workspace)] == ["blank"] * 10
+
+
+def test_a_black_picture_is_found_and_made_again_with_its_batch_as_it_was(tmp_path: Path) -> None:
+    whole, config = start(tmp_path / "whole")
+    make(whole, config, FakeGenerator())
+    workspace, _ = start(tmp_path / "run")
+    generator = FakeGenerator(overflows=(5,))
+    said = make(workspace, config, generator)
+    assert "1 pictures came out blank and were made again" in said
+    assert generator.calls == 4, "one batch twice"
+    assert [record.vae for record in records(workspace)] == [None] * 5 + ["float32"] + [None] * 4
+    assert [one.sha256 for one in records(workspace)] == [one.sha256 for one in records(whole)]
+    counts = read_json(workspace.root / "3-generate" / "stage.json")["counts"]
+    assert (counts["made_again"], counts["blank"]) == (1, 0)
+
+
+def test_making_again_that_does_not_fit_leaves_the_picture_and_says_so(tmp_path: Path) -> None:
+    class Small(FakeGenerator):
+        def generate(self, *arguments: Any, **options: Any) -> list[Any]:
+            if options["precise_vae"]:
+                raise MemoryError("float32")
+            return super().generate(*arguments, **options)
+
+    workspace, config = start(tmp_path / "run")
+    said = make(workspace, config, Small(overflows=(5,)))
+    assert "1 pictures are of one colour, such as syn-000005" in said
+    assert [record.batch_shape for record in records(workspace)] == [4] * 8 + [2] * 2
 
 
 def test_a_full_disk_is_one_line_and_nothing_is_lost(
