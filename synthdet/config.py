@@ -154,6 +154,12 @@ class FinetuneConfig(Section):
     """Share of steps on windows of the tiles, around an animal where there is one, drawn anew every time from the cached latents. Bodies are what is hard to learn, and half a side costs a quarter of the operations. SDXL is told that it sees a crop (original size, corner and size), and captions that count the animals count those in the window."""
     crop_sides: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field((0.5, 0.75), min_length=1)
     """Sides of those windows as shares of the tile's, each as likely; rounded to what the UNet can halve."""
+    prior_pictures: int = Field(0, ge=0)
+    """Class pictures that the base model draws before the training (prior preservation, Ruiz et al., 2023): every step sees as many of them as tiles, so that the model does not forget what it knew. Twice the work. 0: none."""
+    prior_prompt: str = ""
+    """What they show, like `aerial photo of a whale`: the nearest that the base model knows."""
+    prior_weight: float = Field(1.0, ge=0)
+    """Weight of their loss beside that of the tiles."""
     checkpointing_steps: int = Field(100, ge=1)
     """Optimizer steps between two checkpoints, from which a killed training goes on."""
     validation_steps: int = Field(100, ge=1)
@@ -179,6 +185,8 @@ class FinetuneConfig(Section):
             raise ValueError("prodigy finds its own rate: set learning_rate to 1")
         if self.use_dora and self.kohya_copy:
             raise ValueError("a DoRA has no kohya copy: set use_dora or kohya_copy to false")
+        if self.prior_pictures and not self.prior_prompt:
+            raise ValueError("prior_pictures: say in prior_prompt what they show")
         return self
 
 

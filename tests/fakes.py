@@ -122,6 +122,7 @@ class FakeLoraTrainer:
         calls: Trainings so far.
         tiles: What the last training was given.
         val_tiles: What it was given to measure on.
+        prior_tiles: Pictures of the base model that it was given.
     """
 
     fail_at: int = 0
@@ -129,6 +130,7 @@ class FakeLoraTrainer:
     calls: int = 0
     tiles: tuple[TrainTile, ...] = ()
     val_tiles: tuple[TrainTile, ...] = ()
+    prior_tiles: tuple[TrainTile, ...] = ()
 
     def train(
         self,
@@ -137,8 +139,10 @@ class FakeLoraTrainer:
         *,
         on_step: Callable[[int, dict[str, Any]], None],
         val_tiles: Sequence[TrainTile] = (),
+        prior_tiles: Sequence[TrainTile] = (),
     ) -> None:
         self.calls += 1
+        self.prior_tiles = tuple(prior_tiles)
         self.tiles = tuple(tiles)
         self.val_tiles = tuple(val_tiles)
         on_step(1, {"loss": 1.0, "lr": 1e-4})

@@ -105,6 +105,7 @@ def forecast(config: Config, *, num_tiles: int) -> Forecast:
     tflop_a_tile = sum(
         share * (a * megapixels * area + b * (megapixels * area) ** 2) for share, area in areas
     )
+    prior = a * megapixels + b * megapixels**2 if settings.prior_pictures else 0.0
     encoded = num_tiles * symmetries * _VAE_ENCODE_TFLOP * megapixels
     latent_bytes = 2 * 4 * (resolution // 8) ** 2 * 2  # mean and deviation, four channels, 16 bits
     checkpoint = lora * (_OPTIMIZER_BYTES[settings.optimizer] - 4)
@@ -112,7 +113,7 @@ def forecast(config: Config, *, num_tiles: int) -> Forecast:
     return Forecast(
         training_gb=training,
         encoding_gb=encoding,
-        tflop=seen * tflop_a_tile + encoded,
+        tflop=seen * (tflop_a_tile + prior) + encoded,
         cache_gb=(num_tiles * symmetries * latent_bytes + 3 * checkpoint) / GB,
         pictures_gb=2 * pictures / GB,  # once in 3-generate/, once exported
     )

@@ -12,7 +12,7 @@ import math
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
@@ -50,6 +50,8 @@ WEIGHTS_NAME: Final = "pytorch_lora_weights.safetensors"
 KOHYA_NAME: Final = "pytorch_lora_weights_kohya.safetensors"
 MEMORY_NAME: Final = "memory.json"
 _SHAPE: Final = ("gradient_checkpointing", "train_batch_size", "gradient_accumulation_steps")
+_TILES, _HELD_OUT, _PRIOR = "tiles", "held-out", "prior"
+"""What a training is given; also the folders of their latents in ``cache/``."""
 _LOG_STEPS: Final = 10
 _KEPT_CHECKPOINTS: Final = 2
 
@@ -82,6 +84,7 @@ class SdxlLoraTrainer:
         symmetries: Train on the eight turns and mirror images of each tile.
         crop_fraction: Share of steps on windows of the tiles, around an animal where there is one.
         crop_sides: Sides of those windows, as shares of the tile's.
+        prior_weight: Weight of the loss on the base model's own pictures.
         checkpointing_steps: Steps between two checkpoints.
         validation_steps: Steps between two held-out losses.
         use_dora: Learn a magnitude beside each direction. Source: Liu et al., "DoRA", 2024.
@@ -117,6 +120,7 @@ class SdxlLoraTrainer:
     device: str
     crop_fraction: float = 0.0
     crop_sides: Sequence[float] = (0.5, 0.75)
+    prior_weight: float = 1.0
     validation_steps: int = 100
     use_dora: bool = False
     train_text_encoder: bool = False
@@ -131,6 +135,7 @@ class SdxlLoraTrainer:
         *,
         on_step: OnStep,
         val_tiles: Sequence[TrainTile] = (),
+        prior_tiles: Sequence[TrainTile] = (),
     ) -> None:
         """Train, going on from the newest whole checkpoint, and write the weights.
 
@@ -148,6 +153,8 @@ class SdxlLoraTrainer:
             on_step: Hears the number of steps done, once at the start and after every step, and
                 the last logged figures (``loss``, ``lr``).
             val_tiles: Pictures of the same size that are not trained on, for the held-out loss.
+            prior_tiles: The base model's own pictures, of the same size: as many passes a step see
+                them as see tiles, so that it keeps drawing them.
 
         Raises:
             SynthdetError: A model or a tile that cannot be used, a loss that is not a number, too
@@ -165,7 +172,7 @@ class SdxlLoraTrainer:
             checkpoint = load_newest(folder / "checkpoints", note=self.note)
             try:
                 with memory_errors():
-                    plan._train(tiles, val_tiles, folder, checkpoint, on_step)
+                    plan._train(tiles, val_tiles, prior_tiles, folder, checkpoint, on_step)
                 return
             except MemoryError as error:
                 smaller = plan._use_less_memory()
@@ -202,6 +209,7 @@ class SdxlLoraTrainer:
         self,
         tiles: Sequence[TrainTile],
         val_tiles: Sequence[TrainTile],
+        prior_tiles: Sequence[TrainTile],
         folder: Path,
         checkpoint: Checkpoint | None,
         on_step: OnStep,
@@ -215,9 +223,9 @@ class SdxlLoraTrainer:
         if self.train_text_encoder:
             text = TextSide(pipeline, device)
             parts |= text.encoders
-        materials: list[Material] = []
+        materials: dict[str, Material] = {}
         if start < self.max_train_steps:
-            given = [tiles, val_tiles] if val_tiles else [tiles]
+            given = {_TILES: tiles, _HELD_OUT: val_tiles, _PRIOR: prior_tiles}
             materials = self._make_materials(given, folder, pipeline, device, text)
         noiser = DDPMScheduler.from_config(pipeline.scheduler.config)
         del pipeline  # and with it, before the first step, the VAE and the frozen text encoders
@@ -245,15 +253,17 @@ class SdxlLoraTrainer:
 
     def _make_materials(
         self,
-        given: Sequence[Sequence[TrainTile]],
+        given: Mapping[str, Sequence[TrainTile]],
         folder: Path,
         pipeline: StableDiffusionXLPipeline,
         device: str,
         text: TextSide | None,
-    ) -> list[Material]:
-        """Latents and embeddings of the tiles that are trained on, and of the others."""
+    ) -> dict[str, Material]:
+        """Latents and embeddings of all that is given, under the same names, where there is any."""
         told = count_anew if self.crop_fraction else lambda tile: [tile.caption]
-        captions = sorted({text for tiles in given for tile in tiles for text in told(tile)})
+        captions = sorted(
+            {text for tiles in given.values() for tile in tiles for text in told(tile)}
+        )
         cut = [text for text in captions if count_lost_tokens(pipeline, text)]
         if cut:
             self.note(f"{len(cut)} captions are longer than the model reads, such as: {cut[0]}")
@@ -267,21 +277,21 @@ class SdxlLoraTrainer:
             none = Embedding(*(one.to(device) for one in none))
         embeddings = {caption: heard.read(caption) for caption in frozen}
         vae = pipeline.vae.float().to(device)
-        materials = []
-        places = ((folder / "cache", self.symmetries), (folder / "cache" / "held-out", False))
-        for tiles, (place, turned) in zip(given, places, strict=False):
-            latents = LatentCache(place, NUM_SYMMETRIES if turned else 1)
+        materials = {}
+        for name, tiles in given.items():
+            if not tiles:
+                continue
+            turned = self.symmetries and name == _TILES
+            latents = LatentCache(folder / "cache" / name, NUM_SYMMETRIES if turned else 1)
             latents.fill(tiles, vae, device)
-            materials.append(
-                Material(
-                    tiles=tiles,
-                    latents=latents,
-                    embeddings=embeddings,
-                    no_caption=none,
-                    scaling_factor=float(vae.config.scaling_factor),
-                    pixels_per_latent=pipeline.vae_scale_factor,
-                    text=text,
-                )
+            materials[name] = Material(
+                tiles=tiles,
+                latents=latents,
+                embeddings=embeddings,
+                no_caption=none,
+                scaling_factor=float(vae.config.scaling_factor),
+                pixels_per_latent=pipeline.vae_scale_factor,
+                text=text,
             )
         return materials
 
@@ -314,7 +324,7 @@ class SdxlLoraTrainer:
     def _loop(
         self,
         training: Training,
-        materials: Sequence[Material],
+        materials: Mapping[str, Material],
         log: Log,
         folder: Path,
         start: int,
@@ -322,19 +332,19 @@ class SdxlLoraTrainer:
     ) -> None:
         checkpoints = folder / "checkpoints"
         figures: dict[str, Any] = {}
-        material, *held_out = materials
+        held_out = materials.get(_HELD_OUT)
         with _stop_requests() as stop, training.lean():
             if held_out and start == 0:
-                log.write(0, {"val_loss": training.measure_held_out(held_out[0])})
+                log.write(0, {"val_loss": training.measure_held_out(held_out)})
             for step in range(start + 1, self.max_train_steps + 1):
-                training.step(step, material)
+                training.step(step, materials[_TILES], materials.get(_PRIOR))
                 last, stopping = step == self.max_train_steps, stop.is_set()
-                validating = bool(held_out) and (last or step % self.validation_steps == 0)
-                if step % _LOG_STEPS == 0 or last or validating:
+                on_time = last or step % self.validation_steps == 0
+                if step % _LOG_STEPS == 0 or last or (held_out and on_time):
                     figures = training.read_figures()
                     _check_finite(figures["loss"], step, checkpoints)
-                    if validating:
-                        figures["val_loss"] = training.measure_held_out(held_out[0])
+                    if held_out and on_time:
+                        figures["val_loss"] = training.measure_held_out(held_out)
                     log.write(step, figures)
                 if last or stopping or step % self.checkpointing_steps == 0:
                     _check_finite(training.largest_weight(), step, checkpoints)

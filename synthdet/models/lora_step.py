@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _MAX_GRADIENT_NORM: Final = 1.0
 _HELD_OUT_SEED: Final = 20_000_000
+_PRIOR_SEED: Final = 30_000_000
 _FEWEST_HELD_OUT, _MOST_HELD_OUT = 16, 64
 """Pictures of a held-out loss: few tiles are seen at several timesteps, of many only some."""
 
@@ -68,6 +69,7 @@ class Training:
         self._scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
         self._snr = signal_to_noise(noiser.alphas_cumprod)
         self._loss_sum = torch.zeros((), device=device)
+        self._prior_sum = torch.zeros((), device=device)
         self._passes = 0
         self._gradient_norm = torch.zeros((), device=device)
 
@@ -85,11 +87,16 @@ class Training:
                 stack.enter_context(lean_layers(network))
             yield
 
-    def step(self, step: int, material: Material) -> None:
+    def step(self, step: int, material: Material, prior: Material | None = None) -> None:
         """One optimizer step, number ``step`` from 1; nothing waits for the device.
 
         What it sees is drawn for the whole step: fewer tiles a pass and more passes change nothing
         but the rounding.
+
+        Args:
+            step: Its number.
+            material: Tiles to learn from.
+            prior: The base model's own pictures: as many of them are seen as tiles.
         """
         plan = self._plan
         for group in self._optimizer.param_groups:
@@ -97,24 +104,12 @@ class Training:
                 step, plan.lr_warmup_steps, plan.max_train_steps
             )
         passes = plan.gradient_accumulation_steps
-        draw = draw_step(
-            plan.seed,
-            step - 1,
-            num_tiles=len(material.tiles),
-            batch_size=plan.train_batch_size * passes,
-            latent_shape=material.latent_shape,
-            num_symmetries=material.latents.num_symmetries,
-            num_timesteps=self._noiser.config.num_train_timesteps,
-            caption_dropout=plan.caption_dropout,
-            noise_offset=plan.noise_offset,
-            crop_fraction=plan.crop_fraction,
-            crop_sides=self._find_sides(material),
-        )
-        for part in draw.split(plan.train_batch_size):
-            loss = self._loss(part, material)
-            self._scaler.scale(loss / passes).backward()  # type: ignore[no-untyped-call]
-            self._loss_sum += loss.detach()
+        for part in self._draw(step, material).split(plan.train_batch_size):
+            self._loss_sum += self._learn(part, material, 1 / passes)
             self._passes += 1
+        if prior is not None:
+            for part in self._draw(step, prior, prior=True).split(plan.train_batch_size):
+                self._prior_sum += self._learn(part, prior, plan.prior_weight / passes)
         self._scaler.unscale_(self._optimizer)
         if isinstance(self._optimizer, Prodigy):
             self._scaler.step(self._optimizer)
@@ -126,6 +121,29 @@ class Training:
             self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def _draw(self, step: int, material: Material, *, prior: bool = False) -> Draw:
+        """What a step sees of tiles, or of the base model's pictures, which are seen whole."""
+        plan = self._plan
+        return draw_step(
+            plan.seed + _PRIOR_SEED if prior else plan.seed,
+            step - 1,
+            num_tiles=len(material.tiles),
+            batch_size=plan.train_batch_size * plan.gradient_accumulation_steps,
+            latent_shape=material.latent_shape,
+            num_symmetries=material.latents.num_symmetries,
+            num_timesteps=self._noiser.config.num_train_timesteps,
+            caption_dropout=plan.caption_dropout,
+            noise_offset=plan.noise_offset,
+            crop_fraction=0.0 if prior else plan.crop_fraction,
+            crop_sides=self._find_sides(material),
+        )
+
+    def _learn(self, draw: Draw, material: Material, weight: float) -> Tensor:
+        """Add the gradients of a pass; returns its loss, unweighted, on the device."""
+        loss = self._loss(draw, material)
+        self._scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def _find_sides(self, material: Material) -> list[int]:
         """Sides of windows in cells, such that the UNet can halve them on each of its levels."""
@@ -202,11 +220,15 @@ class Training:
 
     def read_figures(self) -> dict[str, Any]:
         """Mean loss since the last call, and the last step's rate and norm; waits for the device."""
-        loss, norm = torch.stack([self._loss_sum / self._passes, self._gradient_norm]).tolist()
+        loss, prior, norm = torch.stack(
+            [self._loss_sum / self._passes, self._prior_sum / self._passes, self._gradient_norm]
+        ).tolist()
         self._loss_sum.zero_()
+        self._prior_sum.zero_()
         self._passes = 0
         return {
             "loss": loss,
+            **({"prior_loss": prior} if prior else {}),
             "lr": self._optimizer.param_groups[0]["lr"],
             "gradient_norm": norm if math.isfinite(norm) else None,
         }
@@ -220,7 +242,7 @@ class Training:
 
         No state of a random generator: every step makes its own from the seed.
         """
-        tensors = {"loss_sum": self._loss_sum}
+        tensors = {"loss_sum": self._loss_sum, "prior_sum": self._prior_sum}
         for name, parameter in self._lora.items():
             tensors[f"lora.{name}"] = parameter
         states, numbers = pack_optimizer(self._optimizer, self._lora)
@@ -252,6 +274,7 @@ class Training:
         }
         unpack_optimizer(self._optimizer, self._lora, states, checkpoint.numbers["optimizer"])
         self._loss_sum.copy_(tensors["loss_sum"])
+        self._prior_sum.copy_(tensors.get("prior_sum", torch.zeros(())))
         self._passes = int(checkpoint.numbers["passes"])
         self._scaler.load_state_dict(checkpoint.numbers["scaler"])
 

@@ -136,12 +136,14 @@ class LoraTrainer(Protocol):
         *,
         on_step: Callable[[int, dict[str, Any]], None],
         val_tiles: Sequence[TrainTile] = (),
+        prior_tiles: Sequence[TrainTile] = (),
     ) -> None:
         """Train up to the planned number of steps, going on from the newest whole checkpoint.
 
         Ends with ``folder/pytorch_lora_weights.safetensors`` in diffusers' format. ``on_step`` hears
         how many optimizer steps are done and the figures of the last one (``loss``, ``lr``). The loss
-        on ``val_tiles`` is logged; nothing is learned from them.
+        on ``val_tiles`` is logged; nothing is learned from them. ``prior_tiles`` are the base model's
+        own pictures, learned beside the tiles so that it keeps drawing them.
         """
         ...
 

@@ -9,11 +9,12 @@ Writes:
     kohya's; ``metrics.jsonl``, a line a logged step; ``memory.json``, what the training fell back to
     where memory ran out; ``model.json``, what the LoRA belongs to, so that later stages see it change;
     ``trained_on.json``, the photos it has seen; ``samples/``, the base model's picture beside the
-    LoRA's, same prompt and seed; ``checkpoints/``, the training's last state; ``cache/`` (latents) while it trains.
+    LoRA's, same prompt and seed; ``prior/`` and ``prior.jsonl``, the base model's own pictures where
+    it is asked to keep them; ``checkpoints/``, the training's last state; ``cache/`` (latents) while it trains.
 
 Resume:
-    The trainer goes on from its newest whole checkpoint and ends with the same weights. Samples are
-    drawn again if one is missing. When photos are added, the LoRA stays, as one of the earlier set, as
+    The trainer goes on from its newest whole checkpoint and ends with the same weights. Pictures of the
+    base model are drawn where one is missing; samples all again. When photos are added, the LoRA stays, as one of the earlier set, as
     long as all that it has seen is still in train.
 """
 
@@ -42,6 +43,7 @@ from synthdet.models.protocols import (
     TrainTile,
 )
 from synthdet.progress import Reporter
+from synthdet.stages._prior import draw_prior
 from synthdet.workspace import (
     StageFolder,
     Workspace,
@@ -132,7 +134,10 @@ def run(
             trained_on[0].unlink(missing_ok=True)
         planned = plan_training(train_tiles, workspace)
         held_out = plan_training(_choose_held_out(tiles), workspace, split="val")
-        rate = _train(folder, planned, held_out, config, reporter, open_trainer)
+        prior = []
+        if settings.prior_pictures:
+            prior = draw_prior(folder.path, train_tiles[0].width, config, reporter, open_generator)
+        rate = _train(folder, planned, held_out, prior, config, reporter, open_trainer)
         runtime["steps_per_second"] = rate
         if before is not None:
             write_bytes(weights, before)
@@ -274,6 +279,7 @@ def _train(
     folder: StageFolder,
     tiles: Sequence[TrainTile],
     val_tiles: Sequence[TrainTile],
+    prior_tiles: Sequence[TrainTile],
     config: Config,
     reporter: Reporter,
     open_trainer: Callable[[], LoraTrainer],
@@ -291,7 +297,9 @@ def _train(
             advance(step - (steps[-1] if steps else 0))
             steps.append(step)
 
-        open_trainer().train(tiles, folder.path, on_step=on_step, val_tiles=val_tiles)
+        open_trainer().train(
+            tiles, folder.path, on_step=on_step, val_tiles=val_tiles, prior_tiles=prior_tiles
+        )
     made = steps[-1] - steps[0] if steps else 0
     return round(made / max(time.monotonic() - began, 1e-6), 2) if made else None
 

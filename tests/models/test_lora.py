@@ -99,6 +99,7 @@ def train(
     kill_at: int | None = None,
     on_step: Callable[[int, dict[str, Any]], None] = lambda _step, _figures: None,
     val_tiles: list[TrainTile] | None = None,
+    prior_tiles: list[TrainTile] | None = None,
     **options: Any,
 ) -> list[int]:
     """Train in a folder; returns the steps that were told."""
@@ -112,7 +113,7 @@ def train(
             raise KilledError
 
     SdxlLoraTrainer(base, **{**OPTIONS, **options}).train(
-        tiles, folder, on_step=hear, val_tiles=val_tiles or []
+        tiles, folder, on_step=hear, val_tiles=val_tiles or [], prior_tiles=prior_tiles or []
     )
     return told
 
@@ -547,6 +548,27 @@ def test_these_too_go_on_with_the_same_bits(
         train(base, tiles, tmp_path / "torn", kill_at=4, **options)
     assert train(base, tiles, tmp_path / "torn", **options)[0] == 3
     assert files(tmp_path / "torn") == files(tmp_path / "whole")
+
+
+def test_the_base_models_own_pictures_are_learned_beside_the_tiles(
+    base: Path, tiles: list[TrainTile], whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "prior").mkdir()
+    prior = [replace(tile, caption="a whale") for tile in make_tiles(tmp_path / "prior")]
+    options: dict[str, Any] = {"prior_tiles": prior[1:], "prior_weight": 0.5}
+    train(base, tiles, tmp_path / "whole", **options)
+    with pytest.raises(KilledError):
+        train(base, tiles, tmp_path / "torn", kill_at=7, **options)
+    assert train(base, tiles, tmp_path / "torn", **options)[0] == 6
+    assert files(tmp_path / "torn") == files(tmp_path / "whole")
+    assert (tmp_path / "whole" / WEIGHTS_NAME).read_bytes() != whole[WEIGHTS_NAME]
+    (line,) = map(json.loads, (tmp_path / "whole" / METRICS_NAME).read_text().splitlines())
+    assert np.isfinite(line["prior_loss"])
+    # Without weight nothing is learned from them, and nothing else is seen for it.
+    train(base, tiles, tmp_path / "none", **{**options, "prior_weight": 0.0})
+    one = load(whole[WEIGHTS_NAME])
+    other = load((tmp_path / "none" / WEIGHTS_NAME).read_bytes())
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_captions_are_encoded_as_the_pipeline_does_it(base: Path) -> None:

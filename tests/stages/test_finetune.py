@@ -153,8 +153,8 @@ def test_a_run_without_val_tiles_trains_all_the_same(tmp_path: Path) -> None:
 class Remarkable(FakeLoraTrainer):
     """Runs out of memory once, measures on val tiles, and writes kohya's copy."""
 
-    def train(self, tiles: Any, folder: Path, *, on_step: Any, val_tiles: Any = ()) -> None:
-        super().train(tiles, folder, on_step=on_step, val_tiles=val_tiles)
+    def train(self, tiles: Any, folder: Path, **others: Any) -> None:
+        super().train(tiles, folder, **others)
         lines = [{"step": 0, "val_loss": 0.9}, {"step": 3, "loss": 0.5, "val_loss": 0.7}]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / "metrics.jsonl").write_text(text)
@@ -188,6 +188,47 @@ def test_no_memory_for_samples_does_not_lose_the_lora(tmp_path: Path) -> None:
     said = make(workspace, config, FakeLoraTrainer(), {None: FakeGenerator(max_batch=0)})
     assert "no samples were drawn, out of memory" in said
     assert workspace.stage("finetune").output()
+
+
+# --- the base model's own pictures -----------------------------------------------------------------
+
+PRIOR: dict[str, Any] = {"prior_pictures": 3, "prior_prompt": "a whale"}
+
+
+def test_class_pictures_are_drawn_once_and_go_on_after_a_crash(tmp_path: Path) -> None:
+    whole, config = start(tmp_path / "whole", **PRIOR)
+    trainer, generators = FakeLoraTrainer(), {}
+    make(whole, config, trainer, generators)
+    asked = [request for request in generators[None].requests if request.prompt == "a whale"]
+    assert [request.seed for request in asked] == [40_000_005, 40_000_006, 40_000_007]
+    assert [tile.caption for tile in trainer.prior_tiles] == ["a whale"] * 3
+    folder = whole.root / "2-finetune"
+    lines = [json.loads(line) for line in (folder / "prior.jsonl").read_text().splitlines()]
+    assert [line["sha256"] for line in lines] == [tile.sha256 for tile in trainer.prior_tiles]
+    assert [folder / line["path"] for line in lines] == [tile.path for tile in trainer.prior_tiles]
+    with Image.open(folder / lines[0]["path"]) as image:
+        assert image.size == (WIDTH, WIDTH)
+        assert image.text == {"prompt": "a whale", "seed": "40000005"}  # type: ignore[attr-defined]
+
+    torn, _ = start(tmp_path / "torn", **PRIOR)
+    with pytest.raises(PlannedError):
+        make(torn, config, FakeLoraTrainer(), {None: FakeGenerator(fail_at=3)})
+    generators = {}
+    make(torn, config, FakeLoraTrainer(), generators)
+    asked = [request for request in generators[None].requests if request.prompt == "a whale"]
+    assert [request.seed for request in asked] == [40_000_007]
+    assert file_bytes(torn.root / "2-finetune") == file_bytes(folder)
+
+
+def test_class_pictures_that_do_not_fit_are_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run", **PRIOR)
+    with pytest.raises(SynthdetError, match=r"out of memory .*finetune\.prior_pictures"):
+        make(workspace, config, FakeLoraTrainer(), {None: FakeGenerator(max_batch=0)})
+
+
+def test_class_pictures_need_a_prompt() -> None:
+    with pytest.raises(SynthdetError, match="say in prior_prompt what they show"):
+        make_config({"finetune": {"prior_pictures": 3}}, where="the test")
 
 
 # --- photos that are added -------------------------------------------------------------------------
