@@ -12,11 +12,20 @@ No command line flag repeats a knob: ``--set generate.num_images=8`` goes throug
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from synthdet.core.records import GenerateMode
 from synthdet.errors import SynthdetError
 
 RUN_FOLDER_VERSION = 1
@@ -25,6 +34,14 @@ CsvKey = Literal[
     "file", "class", "x1", "y1", "x2", "y2", "x", "y", "cx", "cy", "w", "h", "xywh",
     "image_width", "image_height",
 ]  # fmt: skip
+
+
+def _word_for_no(value: Any) -> Any:
+    """YAML reads a bare no as false."""
+    return "no" if value is False else value
+
+
+Precision = Annotated[Literal["auto", "no", "fp16", "bf16"], BeforeValidator(_word_for_no)]
 
 
 def _decision(default: Any, **bounds: Any) -> Any:
@@ -50,6 +67,10 @@ class Section(BaseModel):
             for name, field in type(self).model_fields.items()
         }
         return {name: value for name, value in values.items() if kinds[name] == kind}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _kind_of(extra: Any) -> str:
@@ -136,8 +157,8 @@ class FinetuneConfig(Section):
     """Tiles a forward pass."""
     gradient_accumulation_steps: int = Field(4, ge=1)
     """Forward passes an optimizer step."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "bf16"
-    """Precision of the frozen base and of the forward pass. LoRA weights are always float32."""
+    mixed_precision: Precision = "auto"
+    """Precision of the frozen base and of the forward pass: `no` (float32), `fp16`, `bf16`, or `auto`: bf16 where the device multiplies it, else fp16 on a GPU, float32 on a CPU. LoRA weights are always float32."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a third slower."""
     snr_gamma: float | None = Field(5.0, gt=0)
@@ -197,6 +218,12 @@ class GenerateConfig(Section):
     """Your own folder of generated pictures: taken in as they are, nothing is generated."""
     num_images: int = Field(256, ge=0)
     """Pictures to make."""
+    mode: GenerateMode | dict[GenerateMode, float] = "text"
+    """`text`: from the prompt alone; `image`: from a real train tile (see `image_strength`); `placed`: an animal painted into a real background tile, at a box that has the size of a real one. Or shares of them: `{text: 2, placed: 1}`."""
+    image_strength: float = Field(0.6, gt=0, le=1)
+    """With `mode: image`: share of the denoising that is done, from the tile in so much noise. Low values copy the tile, and the filter drops copies; 1 leaves nothing of it."""
+    placed_strength: float = Field(1.0, gt=0, le=1)
+    """With `mode: placed`: the same inside the box. Below 1 the water that was there shows through."""
     prompts: tuple[str, ...] = ("aerial photo of {animals}",)
     """Prompt templates; names in braces come from `animals` and `attributes`."""
     animals: dict[str, int] | None = None
@@ -219,18 +246,61 @@ class GenerateConfig(Section):
     """Name of a diffusers scheduler; DPM-Solver++ multistep with Karras sigmas by default."""
     lora_scale: float = Field(0.9, ge=0)
     """Strength of the LoRA."""
-    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    batch_size: Literal["auto"] | int = "auto"
     """Pictures a batch. Part of what is made: another batch shape changes pixels slightly. `auto`: as many as fit, found out before the first picture and kept in `plan.json`."""
     vae_batch_size: int = Field(1, ge=1)
     """Pictures the VAE decodes at once: it needs more memory a picture than all else."""
     seed: int = 0
     """Seed of the first picture; each picture has its own."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "bf16"
-    """Precision of the pipeline."""
+    mixed_precision: Precision = "auto"
+    """Precision of the pipeline: `no` (float32), `fp16`, `bf16` or `auto`, as in `finetune`."""
     workers: int = _runtime(0, ge=0)
     """Threads that write pictures while the next batch is drawn. 0: one a core, four at most."""
     device: Literal["auto", "cpu", "cuda"] = _runtime("auto")
     """Where the networks run."""
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _know_modes(cls, mode: Any) -> Any:
+        shares = mode if isinstance(mode, dict) else {str(mode): 1}
+        known = all(isinstance(name, str) and name in get_args(GenerateMode) for name in shares)
+        if not (
+            shares and known and all(_is_number(share) and share > 0 for share in shares.values())
+        ):
+            raise ValueError(
+                f"{mode!r} is neither text, image or placed nor shares of them above 0, such as "
+                "{text: 2, placed: 1}"
+            )
+        return mode
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _know_batch_sizes(cls, size: Any) -> Any:
+        if size != "auto" and not (isinstance(size, int) and size >= 1):
+            raise ValueError(f"{size!r} is neither auto nor a number of pictures, 1 or more")
+        return size
+
+    def mode_shares(self) -> dict[GenerateMode, float]:
+        """Mode -> its share, in any unit."""
+        return {self.mode: 1.0} if isinstance(self.mode, str) else dict(self.mode)
+
+    def strength(self, mode: GenerateMode) -> float:
+        """Share of the denoising that is done in a mode."""
+        return {"text": 1.0, "image": self.image_strength, "placed": self.placed_strength}[mode]
+
+    @model_validator(mode="after")
+    def _check_modes(self) -> GenerateConfig:
+        if self.pictures is not None and set(self.mode_shares()) != {"text"}:
+            raise ValueError(
+                "pictures are taken in as they are: leave mode at text, or pictures out"
+            )
+        for mode in self.mode_shares():
+            if int(self.num_inference_steps * self.strength(mode)) < 1:
+                raise ValueError(
+                    f"{mode}_strength {self.strength(mode):g} of {self.num_inference_steps} steps is "
+                    "no step: raise it, or num_inference_steps"
+                )
+        return self
 
 
 class FilterConfig(Section):

@@ -85,6 +85,7 @@ class FakeGenerator:
         num_inference_steps: int,
         guidance_scale: float,
         guidance_end: float = 1.0,
+        strength: float = 1.0,
         precise_vae: bool = False,
     ) -> list[Picture]:
         self.calls += 1

@@ -72,6 +72,36 @@ def test_an_empty_file_is_all_defaults() -> None:
     assert make_config({}, where="x") == Config()
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"mode": "paste"}, "here: generate.mode: 'paste' is neither text, image or placed nor"),
+        ({"mode": {"text": 1, "paste": 1}}, "generate.mode"),
+        ({"mode": {"text": -1}}, "generate.mode"),
+        ({"mode": {"text": True}}, "generate.mode"),
+        ({"mode": [["text"]]}, "generate.mode"),
+        ({"mode": {}}, "generate.mode: {} is neither text"),
+        ({"mode": "image", "image_strength": 0.02}, "image_strength 0.02 of 30 steps is no step"),
+        ({"mode": "placed", "pictures": "own"}, "taken in as they are"),
+        ({"batch_size": 0}, "generate.batch_size"),
+        ({"batch_size": "all"}, "generate.batch_size"),
+    ],
+)
+def test_modes_and_batch_sizes_that_cannot_be_are_one_line(
+    fields: dict[str, object], told: str
+) -> None:
+    with pytest.raises(SynthdetError, match=".") as caught:
+        make_config({"generate": fields}, where="here")
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_shares_of_modes() -> None:
+    assert Config().generate.mode_shares() == {"text": 1.0}
+    config = set_values(Config(), ["generate.mode={text: 2, placed: 1}"])
+    assert config.generate.mode_shares() == {"text": 2.0, "placed": 1.0}
+
+
 def test_prodigy_with_the_rate_of_another_optimizer_is_one_line() -> None:
     with pytest.raises(SynthdetError, match=r"^here: finetune: prodigy .*set learning_rate to 1$"):
         make_config({"finetune": {"optimizer": "prodigy"}}, where="here")

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from synthdet.core.captions import phrase, plural
+from synthdet.core.records import Box, GenerateMode
 from synthdet.errors import SynthdetError
 
 ANIMALS: Final = "animals"
@@ -30,6 +31,9 @@ class PlannedPicture:
         asked_for: Class id for each animal the prompt asks for; empty for background, None where
             the prompt does not tell.
         background: Whether the prompt asks for a picture without animals.
+        mode: How it is drawn (`core.placement.plan_modes`).
+        source_tile: The real train tile that it starts from; None in mode `text`.
+        placed: Where each animal is painted into that tile, in mode `placed`.
     """
 
     image_id: str
@@ -38,6 +42,9 @@ class PlannedPicture:
     seed: int
     asked_for: tuple[int, ...] | None
     background: bool
+    mode: GenerateMode = "text"
+    source_tile: str | None = None
+    placed: tuple[Box, ...] = ()
 
 
 def default_animals(class_names: Sequence[str]) -> dict[str, int]:

@@ -145,10 +145,16 @@ class Tile(Record):
     caption: str
 
 
+GenerateMode = Literal["text", "image", "placed"]
+
+
 class SyntheticImage(Record):
     """A line of ``3-generate/images.jsonl``: everything needed to make the picture again.
 
     ``asked_for`` is what the prompt asked to be in it: class id per animal, empty for background.
+    ``mode`` is how it was drawn (None: taken in): from its prompt alone, or at ``strength`` from the
+    real train tile ``source_tile``. In mode `placed` all but the boxes ``placed`` is that tile's water:
+    where each animal was painted, in pixels of the picture, is a prior for its label, not a label.
     ``path`` is relative to the run folder. ``vae`` is the precision it was decoded in where that is not
     the run's own; ``fault`` says what is wrong with it all the same.
     """
@@ -169,6 +175,10 @@ class SyntheticImage(Record):
     batch_shape: int
     guidance_end: float = 1.0
     asked_for: tuple[int, ...] | None = None
+    mode: GenerateMode | None = None
+    source_tile: str | None = None
+    strength: float | None = None
+    placed: tuple[Box, ...] | None = None
     vae: Literal["float32"] | None = None
     fault: Literal["blank"] | None = None
 

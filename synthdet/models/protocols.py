@@ -21,11 +21,21 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class PictureRequest:
-    """One picture to make. The seed fixes its noise, whatever else is in the batch."""
+    """One picture to make. The seed fixes its noise, whatever else is in the batch.
+
+    Attributes:
+        prompt: What to draw.
+        negative_prompt: What not to draw.
+        seed: Of its noise.
+        source: A picture of the same size to start from; None for noise alone.
+        placed: Boxes in pixels of the source, where alone it is painted; empty for everywhere.
+    """
 
     prompt: str
     negative_prompt: str
     seed: int
+    source: Picture | None = None
+    placed: tuple[XYXY, ...] = ()
 
 
 class ImageGenerator(Protocol):
@@ -42,11 +52,14 @@ class ImageGenerator(Protocol):
         num_inference_steps: int,
         guidance_scale: float,
         guidance_end: float = 1.0,
+        strength: float = 1.0,
         precise_vae: bool = False,
     ) -> list[Picture]:
         """One batch, in the order of the requests; guided in the first share of the steps.
 
-        With ``precise_vae`` decoded in float32, the rest as before: for pictures that overflow.
+        A batch starts from noise, from sources at ``strength`` (0..1), or is painted into sources: all
+        its requests in the same way. With ``precise_vae`` decoded in float32, the rest as before: for
+        pictures that overflow.
 
         Raises:
             MemoryError: The batch does not fit; the caller may try a smaller one.

@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    SchedulerMixin,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -32,7 +38,9 @@ from synthdet.models.sdxl_batch import (
     batch_for_memory,
     decode,
     guided_tensors,
+    make_masks,
     stop_guidance_after,
+    to_tensor,
 )
 
 _MAX_EMBEDDINGS = 256
@@ -60,7 +68,7 @@ class SdxlGenerator:
         lora: LoRA to fuse, safetensors in diffusers' or kohya's format; None for the base model.
         lora_scale: Strength of the LoRA; 1 is as trained.
         scheduler: Name of a diffusers scheduler class.
-        mixed_precision: "no", "fp16" or "bf16".
+        mixed_precision: "auto", "no", "fp16" or "bf16".
         device: "auto", "cpu" or "cuda".
         vae_batch_size: Pictures the VAE decodes at once.
         note: Hears what a person should know, such as a prompt that is cut.
@@ -98,6 +106,7 @@ class SdxlGenerator:
             part.to(memory_format=torch.channels_last)
         pipeline.set_progress_bar_config(disable=True)
         self._pipeline = pipeline
+        self._others: dict[Any, Any] = {}
         self._note = note
         self._vae_batch_size = vae_batch_size
         self._embeddings: dict[str, Embedding] = {}
@@ -111,17 +120,20 @@ class SdxlGenerator:
         num_inference_steps: int,
         guidance_scale: float,
         guidance_end: float = 1.0,
+        strength: float = 1.0,
         precise_vae: bool = False,
     ) -> list[Picture]:
         """Draw one batch.
 
         Args:
-            requests: Prompt, negative prompt and seed of each picture.
+            requests: Prompt, negative prompt and seed of each picture; all with sources or none, and
+                all with boxes or none.
             width: In pixels, a multiple of 8.
             height: In pixels, a multiple of 8.
             num_inference_steps: Denoising steps.
             guidance_scale: Of classifier-free guidance; at most 1 is none.
             guidance_end: Share of the steps after which there is no guidance, 0..1.
+            strength: With sources, the share of the steps that is done from there, 0..1.
             precise_vae: Decode in float32: where a VAE overflows in half precision.
 
         Returns:
@@ -132,14 +144,13 @@ class SdxlGenerator:
             MemoryError: The batch does not fit; its memory is free again.
         """
         with memory_errors(), torch.inference_mode():
-            options = self._embeddings_of(requests, guided=guidance_scale > 1)
+            pipeline, options = self._start_from(requests, strength, width=width, height=height)
+            options |= self._embeddings_of(requests, guided=guidance_scale > 1)
             if guidance_end < 1:
                 options["callback_on_step_end"] = stop_guidance_after(guidance_end)
-                options["callback_on_step_end_tensor_inputs"] = guided_tensors(self._pipeline)
-            latents = self._pipeline(
+                options["callback_on_step_end_tensor_inputs"] = guided_tensors(pipeline)
+            latents = pipeline(
                 **options,
-                width=width,
-                height=height,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 generator=[torch.Generator("cpu").manual_seed(r.seed) for r in requests],
@@ -169,6 +180,38 @@ class SdxlGenerator:
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info()
         return batch_for_memory(one=peaks[0], two=peaks[1], free=free)
+
+    def _start_from(
+        self, requests: Sequence[PictureRequest], strength: float, *, width: int, height: int
+    ) -> tuple[Any, dict[str, Any]]:
+        """The pipeline that starts where the requests do, and what it wants to be told for that."""
+        sources = [request.source for request in requests if request.source is not None]
+        if not sources:
+            return self._pipeline, {"width": width, "height": height}
+        placed = [request.placed for request in requests]
+        if len(sources) != len(requests) or len({bool(boxes) for boxes in placed}) != 1:
+            raise ValueError("the pictures of a batch start in different ways")
+        options: dict[str, Any] = {"image": to_tensor(sources), "strength": strength}
+        if not placed[0]:
+            return self._make_pipeline(StableDiffusionXLImg2ImgPipeline), options
+        options |= {
+            "mask_image": make_masks(placed, width, height),
+            "width": width,
+            "height": height,
+        }
+        return self._make_pipeline(StableDiffusionXLInpaintPipeline), options
+
+    def _make_pipeline(self, kind: Any) -> Any:
+        """Another of diffusers' pipelines, of the same networks."""
+        if kind not in self._others:
+            own = self._pipeline
+            self._others[kind] = kind(
+                **own.components,
+                force_zeros_for_empty_prompt=own.config.force_zeros_for_empty_prompt,
+                add_watermarker=False,
+            )
+            self._others[kind].set_progress_bar_config(disable=True)
+        return self._others[kind]
 
     def _embeddings_of(self, requests: Sequence[PictureRequest], *, guided: bool) -> dict[str, Any]:
         """What a pipeline wants to hear of the prompts, by its own names."""

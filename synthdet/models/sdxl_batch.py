@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from synthdet.core.records import XYXY
 from synthdet.models.protocols import Picture
 
 MAX_BATCH = 64
@@ -125,3 +127,18 @@ def _to_pictures(drawn: Tensor) -> list[Picture]:
     pixels = pixels.mul(255).round().to(torch.uint8)
     arrays: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return list(arrays)
+
+
+def to_tensor(pictures: Sequence[Picture]) -> Tensor:
+    """Pictures as diffusers' image processor takes them: ``(n, 3, height, width)`` in 0..1."""
+    stacked = torch.from_numpy(np.stack(pictures))
+    return stacked.permute(0, 3, 1, 2).float() / 255
+
+
+def make_masks(placed: Sequence[Sequence[XYXY]], width: int, height: int) -> Tensor:
+    """``(n, 1, height, width)``: 1 inside a picture's boxes, 0 elsewhere."""
+    masks = torch.zeros(len(placed), 1, height, width)
+    for mask, boxes in zip(masks, placed, strict=True):
+        for x1, y1, x2, y2 in boxes:
+            mask[0, math.floor(y1) : math.ceil(y2), math.floor(x1) : math.ceil(x2)] = 1
+    return masks

@@ -1,7 +1,8 @@
 """Prompts + LoRA -> synthetic photos.
 
 Reads:
-    ``1-prepare/dataset.json`` (class names) and ``tiles.jsonl`` (the size of a picture), and
+    ``1-prepare/dataset.json`` (class names) and ``tiles.jsonl`` (the size of a picture; in the modes
+    `image` and `placed` the train tiles that pictures start from), and
     ``2-finetune/pytorch_lora_weights.safetensors``. With ``generate.pictures``, that folder instead
     of the LoRA: every picture in it is taken in, turned upright and made RGB; one of another
     size is scaled until it covers the tile and cut about its centre; the prompt is read from a
@@ -22,6 +23,7 @@ Resume:
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,8 +35,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from synthdet.config import Config, GenerateConfig
+from synthdet.core.placement import plan_modes
 from synthdet.core.prompts import PlannedPicture, make_image_id, plan_pictures
-from synthdet.core.records import Rejected, SyntheticImage, Tile
+from synthdet.core.records import GenerateMode, Rejected, SyntheticImage, Tile
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import ImageGenerator, Picture, PictureRequest
 from synthdet.progress import Reporter
@@ -51,10 +54,11 @@ from synthdet.workspace import (
     write_records,
 )
 
+MODES: tuple[GenerateMode, ...] = ("text", "image", "placed")
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _IN_TEXT = (
     "prompt", "negative_prompt", "seed", "scheduler", "num_inference_steps", "guidance_scale",
-    "lora_scale",
+    "lora_scale", "mode", "source_tile", "strength", "placed",
 )  # fmt: skip
 
 
@@ -85,6 +89,8 @@ def run(
     if settings.pictures is None:
         files = []
         inputs = {"finetune": workspace.stage("finetune").output()}
+        if set(settings.mode_shares()) != {"text"}:
+            inputs["prepare"] = workspace.stage("prepare").output()
     else:
         files = _list_pictures(settings.pictures)
         inputs = {
@@ -106,11 +112,15 @@ def run(
         leftover.unlink()
 
     speed: dict[str, float] = {}
-    width, height = _picture_size(workspace)
+    tiles = _read_tiles(workspace)
+    width, height = tiles[0].width, tiles[0].height
     if settings.pictures is None:
         class_names = read_json(workspace.stage("prepare").path / "dataset.json")["classes"]
-        planned = _plan(settings, class_names)
-        speed = _generate(made, planned, settings, (width, height), open_generator)
+        planned = plan_modes(
+            _plan(settings, class_names), tiles, shares=settings.mode_shares(), seed=settings.seed
+        )
+        sources = _Sources(workspace.root, tiles)
+        speed = _generate(made, planned, sources, settings, (width, height), open_generator)
         wanted = [picture.image_id for picture in planned]
     else:
         _take_in(made, files, (width, height))
@@ -120,6 +130,7 @@ def run(
         "taken_in": settings.pictures is not None,
         "pictures": len(records),
         "background": sum(record.asked_for == () for record in records),
+        "modes": dict(Counter(record.mode for record in records if record.mode is not None)),
         "prompts": len({record.prompt for record in records}),
         "made_again": sum(record.vae is not None for record in records),
         "blank": sum(record.fault is not None for record in records),
@@ -147,17 +158,19 @@ def _plan(settings: GenerateConfig, class_names: Sequence[str]) -> tuple[Planned
     )
 
 
-def _picture_size(workspace: Workspace) -> tuple[int, int]:
-    """Width and height of what the LoRA was trained on, and so of what is made."""
+def _read_tiles(workspace: Workspace) -> list[Tile]:
+    """What the LoRA was trained on; what is made has the size of the first."""
     tiles = read_records(workspace.stage("prepare").path / "tiles.jsonl", Tile)
     if not tiles:
         raise SynthdetError("there is no tile to match in size: look at 1-prepare/tiles.jsonl")
-    return tiles[0].width, tiles[0].height
+    return tiles
 
 
 def _closing_line(counts: Mapping[str, Any]) -> str:
     line = f"{counts['pictures']} pictures"
     line += " taken in" if counts["taken_in"] else f" of {counts['prompts']} prompts"
+    if len(counts["modes"]) > 1 or "text" not in counts["modes"]:
+        line += "".join(f" · {number} {mode}" for mode, number in counts["modes"].items())
     if counts["background"]:
         line += f" · {counts['background']} asked to be background"
     if counts["rejected"]:
@@ -266,6 +279,7 @@ class _Made:
 def _generate(
     made: _Made,
     planned: Sequence[PlannedPicture],
+    sources: _Sources,
     settings: GenerateConfig,
     size_wh: tuple[int, int],
     open_generator: Callable[[], ImageGenerator],
@@ -274,9 +288,12 @@ def _generate(
     if not planned:
         return {}
     models = _Models(open_generator)
+    # A batch starts in one way, so the pictures of a mode come together.
+    planned = sorted(planned, key=lambda picture: MODES.index(picture.mode))
+    modes = Counter(picture.mode for picture in planned)
     batches = _Batches(
         made.folder.path / "plan.json",
-        len(planned),
+        [modes[mode] for mode in MODES],
         lambda: _find_batch_size(made.reporter, models, settings, size_wh),
     )
     done = sum(made.has(picture.image_id) for picture in planned)
@@ -291,15 +308,16 @@ def _generate(
                 continue
             generator = models.generator()
             begun = begun or time.perf_counter()
+            draw = partial(_draw, generator, batch, sources, settings, size_wh)
             try:
-                pictures = _draw(generator, batch, settings, size_wh)
+                pictures = draw()
             except MemoryError as error:
                 batches.halve(number, because=error)
                 made.reporter.note(
                     "generate", f"out of memory with {len(batch)} pictures at once: halved"
                 )
                 continue
-            pictures, notes = _make_blanks_again(generator, batch, pictures, settings, size_wh)
+            pictures, notes = _make_blanks_again(pictures, draw)
             rows = zip(batch, pictures, notes, strict=True)
             described = partial(_describe, number, len(batch), generator, settings)
             saver.save([(picture, described(plan) | note) for plan, picture, note in rows])
@@ -351,6 +369,7 @@ def _open(open_generator: Callable[[], ImageGenerator]) -> ImageGenerator:
 def _draw(
     generator: ImageGenerator,
     batch: Sequence[PlannedPicture],
+    sources: _Sources,
     settings: GenerateConfig,
     size_wh: tuple[int, int],
     *,
@@ -358,12 +377,13 @@ def _draw(
 ) -> list[Picture]:
     width, height = size_wh
     pictures = generator.generate(
-        [PictureRequest(plan.prompt, plan.negative_prompt, plan.seed) for plan in batch],
+        [sources.request(plan) for plan in batch],
         width=width,
         height=height,
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
         guidance_end=settings.guidance_end,
+        strength=settings.strength(batch[0].mode),
         precise_vae=precise_vae,
     )
     for picture in pictures:
@@ -372,12 +392,37 @@ def _draw(
     return pictures
 
 
+class _Sources:
+    """The real train tiles that pictures start from."""
+
+    def __init__(self, root: Path, tiles: Sequence[Tile]) -> None:
+        self._root = root
+        self._tiles = {tile.tile_id: tile for tile in tiles}
+
+    def request(self, plan: PlannedPicture) -> PictureRequest:
+        """What the generator is asked for.
+
+        Raises:
+            SynthdetError: The tile is not there any more, or is another file.
+        """
+        source = None if plan.source_tile is None else self._read(self._tiles[plan.source_tile])
+        placed = tuple(box.xyxy for box in plan.placed)
+        return PictureRequest(plan.prompt, plan.negative_prompt, plan.seed, source, placed)
+
+    def _read(self, tile: Tile) -> Picture:
+        path = self._root / tile.path
+        try:
+            with Image.open(path) as image:
+                picture: NDArray[np.uint8] = np.array(image.convert("RGB"))
+        except OSError as error:
+            raise SynthdetError(
+                f"{path} cannot be read: make the tiles again with `synthdet prepare {self._root} --redo`"
+            ) from error
+        return picture
+
+
 def _make_blanks_again(
-    generator: ImageGenerator,
-    batch: Sequence[PlannedPicture],
-    pictures: Sequence[Picture],
-    settings: GenerateConfig,
-    size_wh: tuple[int, int],
+    pictures: Sequence[Picture], draw: Callable[..., list[Picture]]
 ) -> tuple[list[Picture], list[dict[str, str]]]:
     """Pictures that are black or of one colour, from the same noise with the VAE in float32.
 
@@ -390,7 +435,7 @@ def _make_blanks_again(
     if not any(blank):
         return list(pictures), [{} for _ in pictures]
     try:
-        again = _draw(generator, batch, settings, size_wh, precise_vae=True)
+        again = draw(precise_vae=True)
     except MemoryError:
         again = list(pictures)
     chosen, notes = [], []
@@ -422,22 +467,34 @@ def _describe(
         "batch": batch,
         "batch_shape": batch_shape,
         "asked_for": plan.asked_for,
+        "mode": plan.mode,
+        "source_tile": plan.source_tile,
+        "strength": None if plan.mode == "text" else settings.strength(plan.mode),
+        "placed": plan.placed or None,
     }
 
 
 class _Batches:
-    """How the plan is cut into batches; written down, because a batch's shape changes pixels."""
+    """How the plan is cut into batches; written down, because a batch's shape changes pixels.
 
-    def __init__(self, path: Path, num_pictures: int, find_size: Callable[[], int]) -> None:
+    Args:
+        path: Of ``plan.json``.
+        groups: Pictures that may share a batch, group after group.
+        find_size: Pictures a batch; called where nothing is written down yet.
+    """
+
+    def __init__(self, path: Path, groups: Sequence[int], find_size: Callable[[], int]) -> None:
         self._path = path
         if path.exists():
             self._shapes = [int(shape) for shape in read_json(path)["batch_shapes"]]
         else:
             batch_size = find_size()
-            whole, rest = divmod(num_pictures, batch_size)
-            self._shapes = [batch_size] * whole + [rest] * (rest > 0)
+            self._shapes = []
+            for num_pictures in groups:
+                whole, rest = divmod(num_pictures, batch_size)
+                self._shapes += [batch_size] * whole + [rest] * (rest > 0)
             self._write()
-        if sum(self._shapes) != num_pictures:
+        if sum(self._shapes) != sum(groups):
             raise SynthdetError(f"{path} does not fit the settings: start again with --redo")
 
     def walk(

@@ -39,7 +39,7 @@ def write_picture(
         path: Of the file.
         picture: ``uint8`` ``(height, width, 3)``, RGB.
         fields: Of its record.
-        in_text: Names of those fields that the PNG carries as text.
+        in_text: Names of those fields that the PNG carries as text, where they are there.
         root: The run folder; the record's path is relative to it.
 
     Returns:
@@ -48,7 +48,8 @@ def write_picture(
     Raises:
         SynthdetError: The disk is full or the folder cannot be written.
     """
-    content = encode_png(picture, {name: str(fields[name]) for name in in_text})
+    texts = {name: _as_text(fields[name]) for name in in_text if fields.get(name) is not None}
+    content = encode_png(picture, texts)
     write_bytes(path, content)
     height, width, _ = picture.shape
     return SyntheticImage(
@@ -58,6 +59,12 @@ def write_picture(
         height=height,
         **fields,
     )
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(one.to_line() for one in value)}]"
+    return str(value)
 
 
 def encode_png(picture: Picture, texts: Mapping[str, str]) -> bytes:

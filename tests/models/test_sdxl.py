@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+)
 from huggingface_hub.errors import LocalEntryNotFoundError
+from PIL import Image
 from safetensors.torch import save_file
 
 from synthdet.errors import SynthdetError
@@ -141,6 +147,71 @@ def test_a_vae_that_overflows_draws_in_float32(base: Path) -> None:
     again = generator.generate(REQUESTS, **options, precise_vae=True)
     assert all(picture.any() for picture in again)
     assert vae.dtype == torch.bfloat16, "as it was"
+
+
+SOURCE = np.random.default_rng(4).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+BOX = (16.0, 8.0, 40.0, 32.0)
+
+
+def from_source(*, placed: bool, seed: int = 7) -> PictureRequest:
+    return PictureRequest("two whales", "", seed, SOURCE, (BOX,) if placed else ())
+
+
+@pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_starts_from_a_source_as_diffusers_does(base: Path, placed: bool, strength: float) -> None:
+    kind = StableDiffusionXLInpaintPipeline if placed else StableDiffusionXLImg2ImgPipeline
+    pipeline = kind.from_pretrained(base, add_watermarker=False)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipeline.scheduler.config, use_karras_sigmas=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    options: dict[str, Any] = {"image": Image.fromarray(SOURCE)}
+    if placed:
+        mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+        mask[8:32, 16:40] = 255
+        options |= {"mask_image": Image.fromarray(mask), **SIZE}
+    expected = pipeline(
+        "two whales", generator=torch.Generator().manual_seed(7), num_inference_steps=4,
+        guidance_scale=4.0, strength=strength, output_type="np", **options,
+    ).images[0]  # fmt: skip
+    (picture,) = SdxlGenerator(base, **OPTIONS).generate(
+        [from_source(placed=placed)], **SIZE, num_inference_steps=4, guidance_scale=4.0,
+        strength=strength,
+    )  # fmt: skip
+    assert np.abs(picture.astype(int) - (expected * 255).round().astype(int)).max() <= 1
+
+
+def test_only_the_box_is_painted(base: Path) -> None:
+    generator = SdxlGenerator(base, **OPTIONS)
+    options: dict[str, Any] = {**SIZE, "num_inference_steps": 4, "guidance_scale": 4.0}
+    first, second = generator.generate(
+        [from_source(placed=True), from_source(placed=True, seed=8)], **options
+    )
+    changed = np.abs(first.astype(int) - second).max(axis=2)
+    inside = changed[8:32, 16:40].mean()
+    assert inside > 4 * (changed.sum() - changed[8:32, 16:40].sum()) / (changed.size - 24 * 24)
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_guidance_ends_early_in_every_mode(base: Path, placed: bool) -> None:
+    generator = SdxlGenerator(base, **OPTIONS)
+    seen: list[int] = []
+    generator._pipeline.unet.register_forward_pre_hook(
+        lambda _module, inputs: seen.append(len(inputs[0]))
+    )
+    generator.generate(
+        [from_source(placed=placed), from_source(placed=placed, seed=8)], **SIZE,
+        num_inference_steps=8, guidance_scale=4.0, strength=0.5, guidance_end=0.5,
+    )  # fmt: skip
+    assert seen == [4, 4, 2, 2]
+
+
+def test_a_batch_that_starts_in_two_ways_is_refused(base: Path) -> None:
+    generator = SdxlGenerator(base, **OPTIONS)
+    for other in (REQUESTS[0], from_source(placed=True)):
+        with pytest.raises(ValueError, match="start in different ways"):
+            draw(generator, from_source(placed=False), other)
 
 
 def test_few_embeddings_are_kept(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,12 +363,19 @@ def test_running_out_of_memory_is_a_memory_error_that_holds_no_tensor() -> None:
         raise RuntimeError("shape mismatch")
 
 
-def test_devices_and_precisions() -> None:
+def test_devices_and_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("cpu") == "cpu"
     assert resolve_dtype("no", "cpu") == torch.float32
     assert resolve_dtype("bf16", "cpu") == torch.bfloat16
     with pytest.raises(SynthdetError, match="fp16 needs a GPU"):
         resolve_dtype("fp16", "cpu")
+    for native, wanted in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert resolve_dtype("auto", "cpu") == wanted
+    for native, wanted in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda native=native, **_: native)
+        assert resolve_dtype("auto", "cuda") == wanted
     if not torch.cuda.is_available():
         assert resolve_device("auto") == "cpu"
         with pytest.raises(SynthdetError, match="cuda was asked for"):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from synthdet.config import Config, make_config
-from synthdet.core.records import SyntheticImage
+from synthdet.core.records import SyntheticImage, Tile
 from synthdet.errors import SynthdetError
 from synthdet.stages import generate
 from synthdet.workspace import Workspace, hash_file, read_json, read_records
@@ -268,6 +268,84 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
     whole, _ = start(tmp_path / "whole")
     make(whole, config, FakeGenerator())
     assert file_bytes(whole.root / "3-generate") == file_bytes(workspace.root / "3-generate")
+
+
+# --- from real tiles ------------------------------------------------------------------------------
+
+MODES = {"text": 1, "image": 1, "placed": 1}
+
+
+def start_modes(root: Path, **settings: Any) -> tuple[Workspace, Config]:
+    workspace, config = make_run(root, generate={**SETTINGS, **settings})
+    make_tiles(workspace)
+    weights = workspace.stage("finetune").path / "pytorch_lora_weights.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    finish(workspace.stage("finetune"), [weights.name])
+    return workspace, config
+
+
+def test_records_say_which_tile_and_which_box(tmp_path: Path) -> None:
+    workspace, config = start_modes(tmp_path / "run", mode=MODES, num_images=18)
+    generator = FakeGenerator()
+    said = make(workspace, config, generator)
+    tiles = {
+        tile.tile_id: tile
+        for tile in read_records(workspace.root / "1-prepare" / "tiles.jsonl", Tile)
+    }
+    by_seed = {request.seed: request for request in generator.requests}
+    made = records(workspace)
+    assert [record.image_id for record in made] == [f"syn-{i:06d}" for i in range(18)]
+    for record in made:
+        request = by_seed[record.seed]
+        boxes = tuple(box.xyxy for box in record.placed or ())
+        assert request.placed == boxes
+        if record.mode == "text":
+            assert (record.source_tile, record.strength, request.source) == (None, None, None)
+            continue
+        assert record.source_tile is not None
+        tile = tiles[record.source_tile]
+        with Image.open(workspace.root / tile.path) as image:
+            assert np.array_equal(np.array(image), request.source)
+        assert record.strength == (0.6 if record.mode == "image" else 1.0)
+        if record.mode == "placed":
+            assert tile.boxes == ()
+            assert len(boxes) == len(record.asked_for or ()) > 0
+            with Image.open(workspace.root / record.path) as image:
+                assert image.text["source_tile"] == tile.tile_id  # type: ignore[attr-defined]
+                assert '"class_id"' in image.text["placed"]  # type: ignore[attr-defined]
+    counts = read_json(workspace.root / "3-generate" / "stage.json")["counts"]["modes"]
+    assert counts["placed"] == 4
+    assert " · 4 placed" in said
+
+
+def test_a_batch_starts_in_one_way(tmp_path: Path) -> None:
+    workspace, config = start_modes(tmp_path / "run", mode=MODES, num_images=18)
+    made_in: dict[int, set[str | None]] = {}
+    make(workspace, config, FakeGenerator())
+    for record in records(workspace):
+        made_in.setdefault(record.batch, set()).add(record.mode)
+    assert all(len(modes) == 1 for modes in made_in.values())
+
+
+@pytest.mark.parametrize("fail_at", [2, 5])
+def test_all_modes_go_on_after_a_crash_with_the_same_bytes(tmp_path: Path, fail_at: int) -> None:
+    options: dict[str, Any] = {"mode": MODES, "num_images": 18}
+    whole, config = start_modes(tmp_path / "whole", **options)
+    make(whole, config, FakeGenerator())
+    torn, _ = start_modes(tmp_path / "torn", **options)
+    with pytest.raises(PlannedError):
+        make(torn, config, FakeGenerator(fail_at=fail_at))
+    make(torn, config, FakeGenerator())
+    assert file_bytes(torn.root / "3-generate") == file_bytes(whole.root / "3-generate")
+
+
+def test_a_tile_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    workspace, config = start_modes(tmp_path / "run", mode="image")
+    for path in (workspace.root / "1-prepare" / "tiles" / "train").iterdir():
+        path.unlink()
+    with pytest.raises(SynthdetError, match=r"cannot be read: .*synthdet prepare .*--redo"):
+        make(workspace, config, FakeGenerator())
 
 
 # --- the user's own pictures ----------------------------------------------------------------------

@@ -1,0 +1,118 @@
+"""Modes are spread evenly, tiles fit what is asked for, boxes have the sizes of real animals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from synthdet.core.placement import plan_modes
+from synthdet.core.prompts import PlannedPicture, plan_pictures
+from synthdet.core.records import XYXY, Box, Split, Tile
+from synthdet.errors import SynthdetError
+
+WIDTH, HEIGHT = 90, 60
+
+
+def tile(name: str, *boxes: tuple[XYXY, int], split: Split = "train") -> Tile:
+    return Tile(
+        tile_id=name, image_id=name, group=name, split=split, path=name, sha256="", scale=1,
+        xyxy=(0, 0, WIDTH, HEIGHT), width=WIDTH, height=HEIGHT, caption="",
+        boxes=tuple(Box(xyxy=xyxy, class_id=class_id) for xyxy, class_id in boxes),
+    )  # fmt: skip
+
+
+SEAL: tuple[XYXY, int] = ((10, 10, 30, 24), 0)
+WHALE: tuple[XYXY, int] = ((5.2, 5, 45.1, 36), 1)
+TORN: tuple[XYXY, int] = ((0, 20, 70, 50), 1)
+TILES = (
+    tile("water-1"),
+    tile("seal-1", SEAL),
+    tile("water-2"),
+    tile("whale-1", WHALE),
+    tile("whales", WHALE, TORN),
+    tile("val", ((1, 1, 89, 59), 0), split="val"),
+    tile("val-water", split="val"),
+)
+
+
+def plan(number: int = 60, background: float = 0.2, **options: Any) -> tuple[PlannedPicture, ...]:
+    return plan_pictures(
+        num_images=number, class_names=["seal", "whale"], prompts=["photo of {animals}"],
+        animals=options.get("animals"), attributes={}, background_prompts=["photo of water"],
+        background_fraction=background, negative_prompt="", seed=3,
+    )  # fmt: skip
+
+
+def give(shares: dict[Any, float], tiles: Sequence[Tile] = TILES, **options: Any) -> Any:
+    return plan_modes(plan(**options), tiles, shares=shares, seed=3)
+
+
+def test_text_alone_changes_nothing() -> None:
+    assert give({"text": 1}) == plan()
+
+
+def test_shares_are_kept_and_spread_evenly_and_backgrounds_are_never_placed() -> None:
+    made = give({"text": 1, "image": 1, "placed": 2})
+    animals = Counter(one.mode for one in made if not one.background)
+    assert animals == {"text": 12, "image": 12, "placed": 24}
+    assert Counter(one.mode for one in made[:20] if not one.background)["placed"] == 8
+    assert Counter(one.mode for one in made if one.background) == {"text": 9, "image": 3}
+    assert [one.prompt for one in made] == [one.prompt for one in plan()]
+
+
+def test_an_image_starts_from_a_train_tile_that_shows_what_is_asked_for() -> None:
+    for one in give({"image": 1}):
+        expected = {(): {"water-1", "water-2"}, (0,): {"seal-1"}, (1,): {"whale-1"},
+                    (1, 1): {"whales"}, (0, 0): {"seal-1", "whale-1", "whales"}}  # fmt: skip
+        assert one.source_tile in expected[one.asked_for]
+
+
+def test_a_placed_animal_has_the_size_of_a_whole_real_one_and_is_inside_the_tile() -> None:
+    made = [one for one in give({"placed": 1}, number=200) if not one.background]
+    sizes: dict[int, set[tuple[float, float]]] = {0: set(), 1: set()}
+    for one in made:
+        assert one.source_tile in {"water-1", "water-2"}
+        assert tuple(box.class_id for box in one.placed) == one.asked_for
+        for box in one.placed:
+            x1, y1, x2, y2 = box.xyxy
+            assert 0 <= x1 < x2 <= WIDTH
+            assert 0 <= y1 < y2 <= HEIGHT
+            sizes[box.class_id].add((x2 - x1, y2 - y1))
+    assert sizes == {0: {(20, 14)}, 1: {(40, 31)}}, "not of val, and not torn by the border"
+    assert len({one.placed for one in made}) > 150
+    tiles = Counter(one.source_tile for one in made)
+    assert abs(tiles["water-1"] - tiles["water-2"]) <= 1
+
+
+def test_two_animals_are_placed_apart() -> None:
+    for one in give({"placed": 1}, number=100, background=0.0):
+        if one.asked_for == (0, 0):
+            a, b = (box.xyxy for box in one.placed)
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def test_the_same_seed_gives_the_same_plan() -> None:
+    assert give({"placed": 1, "image": 2}) == give({"placed": 1, "image": 2})
+
+
+@pytest.mark.parametrize(
+    ("tiles", "shares", "message"),
+    [
+        (TILES[1:2], {"placed": 1}, "without animals"),
+        (TILES[:1], {"placed": 1}, "none of class"),
+        (TILES[:1], {"image": 1}, "with animals"),
+    ],
+)
+def test_what_a_mode_needs_and_is_not_there_is_one_line(
+    tiles: Sequence[Tile], shares: dict[Any, float], message: str
+) -> None:
+    with pytest.raises(SynthdetError, match=rf"generate\.mode: .*{message}"):
+        give(shares, tiles)
+
+
+def test_an_animal_that_nobody_can_tell_is_not_placed() -> None:
+    with pytest.raises(SynthdetError, match="which animal to place, and 'photo of something'"):
+        give({"placed": 1}, animals={"something": 1})
