@@ -67,6 +67,15 @@ def test_bad_assignments_are_refused(assignment: str) -> None:
         set_values(Config(), [assignment])
 
 
+def test_a_bare_no_is_a_precision() -> None:
+    """YAML reads it as false."""
+    made = set_values(Config(), ["finetune.mixed_precision=no", "generate.mixed_precision=auto"])
+    assert made.finetune.mixed_precision == "no"
+    assert made.generate.mixed_precision == "auto"
+    with pytest.raises(SynthdetError, match="mixed_precision"):
+        set_values(Config(), ["finetune.mixed_precision=yes"])
+
+
 def test_an_empty_file_is_all_defaults() -> None:
     assert parse_config("# nothing\n", where="x") == Config()
     assert make_config({}, where="x") == Config()

@@ -31,23 +31,36 @@ def resolve_dtype(mixed_precision: str, device: str) -> torch.dtype:
     """The type of the frozen weights and of the forward pass.
 
     Args:
-        mixed_precision: "no", "fp16" or "bf16".
+        mixed_precision: "no", "fp16" or "bf16"; or "auto": what the device multiplies fastest without
+            losing range, bf16 where it has it, else fp16 on a GPU and float32 on a CPU.
         device: "cpu" or "cuda".
 
     Raises:
         SynthdetError: The device cannot do it; says what it can.
     """
+    if mixed_precision == "auto":
+        if _multiplies_bf16(device):
+            return torch.bfloat16
+        return torch.float16 if device == "cuda" else torch.float32
     if mixed_precision == "no":
         return torch.float32
     if mixed_precision == "fp16":
         if device == "cpu":
-            raise SynthdetError("mixed_precision: fp16 needs a GPU: on a CPU set it to no")
+            raise SynthdetError("mixed_precision: fp16 needs a GPU: set it to auto")
         return torch.float16
-    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if device == "cuda" and not _multiplies_bf16(device):
         raise SynthdetError(
-            f"mixed_precision: {torch.cuda.get_device_name()} has no bf16: set it to fp16"
+            f"mixed_precision: {torch.cuda.get_device_name()} has no bf16: set it to auto"
         )
     return torch.bfloat16
+
+
+def _multiplies_bf16(device: str) -> bool:
+    """Whether in hardware: emulated it is slower than float32."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # torch has no public question for it.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 @contextmanager

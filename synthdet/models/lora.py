@@ -75,7 +75,7 @@ class SdxlLoraTrainer:
         max_train_steps: Optimizer steps.
         train_batch_size: Tiles a forward pass.
         gradient_accumulation_steps: Forward passes a step.
-        mixed_precision: "no", "fp16" or "bf16", of the frozen base and the forward pass.
+        mixed_precision: "auto", "no", "fp16" or "bf16", of the frozen base and the forward pass.
         gradient_checkpointing: Less memory, slower.
         snr_gamma: Of the min-SNR loss weighting; None for none.
         animal_weight: Added weight of the loss inside the animals' boxes.
