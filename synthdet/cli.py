@@ -182,11 +182,15 @@ def run_command(
 
     if until not in STAGES:
         raise SynthdetError(f"there is no stage {until}: name one of {', '.join(STAGES)}")
-    workspace = _open(run, assignments, offline=offline)
-    reporter = Reporter()
-    pipeline.run_stages(workspace, reporter, until=until)
-    if until == STAGES[-1]:
-        pipeline.say_where_to_look(workspace, reporter)
+
+    def work() -> None:
+        workspace = _open(run, assignments, offline=offline)
+        reporter = Reporter()
+        pipeline.run_stages(workspace, reporter, until=until)
+        if until == STAGES[-1]:
+            pipeline.say_where_to_look(workspace, reporter)
+
+    pipeline.lead(work)
 
 
 def _add_stage(name: str, summary: str) -> None:
@@ -198,8 +202,11 @@ def _add_stage(name: str, summary: str) -> None:
     ) -> None:
         from synthdet import pipeline
 
-        workspace = _open(run, assignments, offline=offline)
-        pipeline.run_stage(name, workspace, Reporter(), redo=redo)
+        def work() -> None:
+            workspace = _open(run, assignments, offline=offline)
+            pipeline.run_stage(name, workspace, Reporter(), redo=redo)
+
+        pipeline.lead(work)
 
     command.__doc__ = summary
     app.command(name, rich_help_panel=_JOURNEY)(command)

@@ -79,6 +79,23 @@ def run_stages(workspace: Workspace, reporter: Reporter, *, until: str = STAGES[
         contact_sheet.draw(workspace)
 
 
+def lead(work: Callable[[], None]) -> None:
+    """Do the work in one process; where `accelerate launch` started several, the others help to train.
+
+    Raises:
+        SynthdetError: Whatever the work, or the training that is helped with, has to tell.
+    """
+    from synthdet.models.lora_team import find_team
+
+    team = find_team()
+    if team.leads:
+        work()
+    if team.size > 1:
+        from synthdet.models.lora import help_to_train, let_helpers_go
+
+        (let_helpers_go if team.leads else help_to_train)()
+
+
 def _is_needed(stage: str, config: Config) -> bool:
     """Pictures that the user brings need no LoRA."""
     return stage != "finetune" or config.generate.pictures is None

@@ -36,6 +36,7 @@ from synthdet.models.lora_file import check_weights, serialise, serialise_kohya
 from synthdet.models.lora_log import METRICS_NAME as METRICS_NAME
 from synthdet.models.lora_log import Log
 from synthdet.models.lora_step import Training
+from synthdet.models.lora_team import Team, find_team
 from synthdet.models.lora_text import TEXT_MODULES, EmbeddingCache, TextSide
 from synthdet.models.protocols import TrainTile
 from synthdet.models.sdxl import (
@@ -56,6 +57,7 @@ _LOG_STEPS: Final = 10
 _KEPT_CHECKPOINTS: Final = 2
 
 OnStep = Callable[[int, dict[str, Any]], None]
+Given = Mapping[str, Sequence[TrainTile]]
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,8 @@ class SdxlLoraTrainer:
         """
         if not tiles:
             raise SynthdetError("there is no train tile to learn from: look at 1-prepare")
+        team = find_team()
+        team.join()
         plan, fallen = self, []
         if (folder / MEMORY_NAME).exists():
             kept = read_json(folder / MEMORY_NAME)
@@ -170,11 +174,18 @@ class SdxlLoraTrainer:
         while True:
             prune_checkpoints(folder / "checkpoints", keep=_KEPT_CHECKPOINTS)
             checkpoint = load_newest(folder / "checkpoints", note=self.note)
+            given = {_TILES: tiles, _HELD_OUT: val_tiles, _PRIOR: prior_tiles}
+            team.tell((replace(plan, note=_say_nothing), given, folder))
             try:
                 with memory_errors():
-                    plan._train(tiles, val_tiles, prior_tiles, folder, checkpoint, on_step)
+                    plan._train(given, folder, checkpoint, on_step, team)
                 return
             except MemoryError as error:
+                if team.size > 1:
+                    raise SynthdetError(
+                        f"out of memory ({error}): with several processes nothing is lowered by "
+                        "itself; lower finetune.train_batch_size or set gradient_checkpointing"
+                    ) from error
                 smaller = plan._use_less_memory()
                 if smaller is None:
                     raise SynthdetError(
@@ -207,12 +218,11 @@ class SdxlLoraTrainer:
 
     def _train(
         self,
-        tiles: Sequence[TrainTile],
-        val_tiles: Sequence[TrainTile],
-        prior_tiles: Sequence[TrainTile],
+        given: Given,
         folder: Path,
         checkpoint: Checkpoint | None,
         on_step: OnStep,
+        team: Team,
     ) -> None:
         device = resolve_device(self.device)
         dtype = resolve_dtype(self.mixed_precision, device)
@@ -225,25 +235,27 @@ class SdxlLoraTrainer:
             parts |= text.encoders
         materials: dict[str, Material] = {}
         if start < self.max_train_steps:
-            given = {_TILES: tiles, _HELD_OUT: val_tiles, _PRIOR: prior_tiles}
-            materials = self._make_materials(given, folder, pipeline, device, text)
+            materials = self._make_materials(given, folder, pipeline, device, text, team)
         noiser = DDPMScheduler.from_config(pipeline.scheduler.config)
         del pipeline  # and with it, before the first step, the VAE and the frozen text encoders
         for part, network in parts.items():
             self._add_lora(part, network)
             network.to(device)
-        training = Training(self, parts, noiser, device, dtype)
+        training = Training(self, parts, noiser, device, dtype, team)
         if checkpoint:
             training.restore(checkpoint)
-        log = Log(folder, start, tensorboard=self.tensorboard)
+        log = Log(folder, start, tensorboard=self.tensorboard) if team.leads else None
         on_step(start, {})
         if materials:
-            self._loop(training, materials, log, folder, start, on_step)
+            self._loop(training, materials, log, folder, start, on_step, team)
+        if log is None:
+            return
         log.close()
         # Bytes that nobody reads again; the last checkpoint stays, to write the weights anew.
         prune_checkpoints(folder / "checkpoints", keep=1)
         shutil.rmtree(folder / "cache", ignore_errors=True)
         # The weights last of all: where they are, the training is whole.
+        tiles = given[_TILES]
         made = {KOHYA_NAME: serialise_kohya(self, parts, tiles)} if self.kohya_copy else {}
         made[WEIGHTS_NAME] = serialise(self, parts, tiles)
         for name, content in made.items():
@@ -253,11 +265,12 @@ class SdxlLoraTrainer:
 
     def _make_materials(
         self,
-        given: Mapping[str, Sequence[TrainTile]],
+        given: Given,
         folder: Path,
         pipeline: StableDiffusionXLPipeline,
         device: str,
         text: TextSide | None,
+        team: Team,
     ) -> dict[str, Material]:
         """Latents and embeddings of all that is given, under the same names, where there is any."""
         told = count_anew if self.crop_fraction else lambda tile: [tile.caption]
@@ -269,23 +282,29 @@ class SdxlLoraTrainer:
             self.note(f"{len(cut)} captions are longer than the model reads, such as: {cut[0]}")
         heard = EmbeddingCache(folder / "cache" / "captions")
         frozen = captions if text is None else []
-        heard.fill(["", *frozen], pipeline, device)
+        if team.leads:
+            heard.fill(["", *frozen], pipeline, device)
+        vae = pipeline.vae.float().to(device)
+        caches = {
+            name: LatentCache(
+                folder / "cache" / name,
+                NUM_SYMMETRIES if self.symmetries and name == _TILES else 1,
+            )
+            for name, tiles in given.items()
+            if tiles
+        }
+        for name, latents in caches.items():
+            latents.fill(team.share(given[name]), vae, device)
+        team.wait()
         none = heard.read("")
         if guides_from_zeros(pipeline):
             none = Embedding(*map(torch.zeros_like, none))
         if text is not None:
             none = Embedding(*(one.to(device) for one in none))
         embeddings = {caption: heard.read(caption) for caption in frozen}
-        vae = pipeline.vae.float().to(device)
-        materials = {}
-        for name, tiles in given.items():
-            if not tiles:
-                continue
-            turned = self.symmetries and name == _TILES
-            latents = LatentCache(folder / "cache" / name, NUM_SYMMETRIES if turned else 1)
-            latents.fill(tiles, vae, device)
-            materials[name] = Material(
-                tiles=tiles,
+        return {
+            name: Material(
+                tiles=given[name],
                 latents=latents,
                 embeddings=embeddings,
                 no_caption=none,
@@ -293,7 +312,8 @@ class SdxlLoraTrainer:
                 pixels_per_latent=pipeline.vae_scale_factor,
                 text=text,
             )
-        return materials
+            for name, latents in caches.items()
+        }
 
     def _add_lora(self, part: str, network: Any) -> None:
         network.requires_grad_(False)
@@ -325,34 +345,68 @@ class SdxlLoraTrainer:
         self,
         training: Training,
         materials: Mapping[str, Material],
-        log: Log,
+        log: Log | None,
         folder: Path,
         start: int,
         on_step: OnStep,
+        team: Team,
     ) -> None:
         checkpoints = folder / "checkpoints"
         figures: dict[str, Any] = {}
         held_out = materials.get(_HELD_OUT)
         with _stop_requests() as stop, training.lean():
-            if held_out and start == 0:
+            if log and held_out and start == 0:
                 log.write(0, {"val_loss": training.measure_held_out(held_out)})
             for step in range(start + 1, self.max_train_steps + 1):
                 training.step(step, materials[_TILES], materials.get(_PRIOR))
-                last, stopping = step == self.max_train_steps, stop.is_set()
-                on_time = last or step % self.validation_steps == 0
-                if step % _LOG_STEPS == 0 or last or (held_out and on_time):
+                last = step == self.max_train_steps
+                validating = bool(held_out) and (last or step % self.validation_steps == 0)
+                logging = step % _LOG_STEPS == 0 or last or validating
+                # Several processes have to stop after the same step, and to agree they have to wait.
+                stopping = team.agree(stop.is_set()) if team.size == 1 or logging else False
+                if logging:
                     figures = training.read_figures()
                     _check_finite(figures["loss"], step, checkpoints)
-                    if held_out and on_time:
+                    if log and validating and held_out:
                         figures["val_loss"] = training.measure_held_out(held_out)
-                    log.write(step, figures)
+                    if log:
+                        log.write(step, figures)
                 if last or stopping or step % self.checkpointing_steps == 0:
                     _check_finite(training.largest_weight(), step, checkpoints)
-                    tensors, numbers = training.state()
-                    save_checkpoint(checkpoints, step, tensors, numbers, keep=_KEPT_CHECKPOINTS)
+                    if log:
+                        save_checkpoint(
+                            checkpoints, step, *training.state(), keep=_KEPT_CHECKPOINTS
+                        )
                 on_step(step, figures)
                 if stopping:
                     raise KeyboardInterrupt
+
+
+def help_to_train() -> None:
+    """Take a share of every training that the first process starts, until it lets go.
+
+    For all processes but the first of those that `accelerate launch` started.
+
+    Raises:
+        SynthdetError: As `SdxlLoraTrainer.train`.
+    """
+    team = find_team()
+    team.join()
+    while (job := team.hear()) is not None:
+        plan, given, folder = job
+        checkpoint = load_newest(folder / "checkpoints", note=_say_nothing)
+        plan._train(given, folder, checkpoint, lambda _step, _figures: None, team)
+
+
+def let_helpers_go() -> None:
+    """End `help_to_train` in the other processes."""
+    team = find_team()
+    team.join()
+    team.tell(None)
+
+
+def _say_nothing(_text: str) -> None:
+    """The first process has said it."""
 
 
 # --- around the loop -------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +21,7 @@ from synthdet.models.lora_optimizers import (
     pack_optimizer,
     unpack_optimizer,
 )
+from synthdet.models.lora_team import Team
 
 if TYPE_CHECKING:
     from synthdet.models.lora import SdxlLoraTrainer
@@ -42,6 +43,7 @@ class Training:
         noiser: A `DDPMScheduler`.
         device: Of the networks.
         dtype: Of their frozen weights and of the forward pass.
+        team: Of processes that share the passes of a step.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class Training:
         noiser: Any,
         device: str,
         dtype: torch.dtype,
+        team: Team,
     ) -> None:
         self._plan, self._unet, self._noiser = plan, parts["unet"], noiser
+        self._team = team
         self._device, self._dtype, self._parts = device, dtype, tuple(parts.values())
         self._lora = {
             f"{part}.{name}": parameter
@@ -70,7 +74,7 @@ class Training:
         self._snr = signal_to_noise(noiser.alphas_cumprod)
         self._loss_sum = torch.zeros((), device=device)
         self._prior_sum = torch.zeros((), device=device)
-        self._passes = 0
+        self._steps = 0
         self._gradient_norm = torch.zeros((), device=device)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -103,13 +107,15 @@ class Training:
             group["lr"] = plan.learning_rate * learning_rate_factor(
                 step, plan.lr_warmup_steps, plan.max_train_steps
             )
-        passes = plan.gradient_accumulation_steps
-        for part in self._draw(step, material).split(plan.train_batch_size):
-            self._loss_sum += self._learn(part, material, 1 / passes)
-            self._passes += 1
+        loss = self._learn(self._draw(step, material), material, 1.0)
+        prior_loss = torch.zeros_like(loss)
         if prior is not None:
-            for part in self._draw(step, prior, prior=True).split(plan.train_batch_size):
-                self._prior_sum += self._learn(part, prior, plan.prior_weight / passes)
+            drawn = self._draw(step, prior, prior=True)
+            prior_loss = self._learn(drawn, prior, plan.prior_weight)
+        self._add_up_gradients([loss, prior_loss])
+        self._loss_sum += loss
+        self._prior_sum += prior_loss
+        self._steps += 1
         self._scaler.unscale_(self._optimizer)
         if isinstance(self._optimizer, Prodigy):
             self._scaler.step(self._optimizer)
@@ -140,10 +146,28 @@ class Training:
         )
 
     def _learn(self, draw: Draw, material: Material, weight: float) -> Tensor:
-        """Add the gradients of a pass; returns its loss, unweighted, on the device."""
-        loss = self._loss(draw, material)
-        self._scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        """Add the gradients of this process's passes; returns its part of the mean loss, unweighted."""
+        count = len(draw.tiles)
+        # With more processes than passes, smaller passes give each of them some.
+        size = min(self._plan.train_batch_size, -(-count // self._team.size))
+        total = torch.zeros((), device=self._device)
+        for part in self._team.share(draw.split(size)):
+            share = len(part.tiles) / count
+            loss = self._loss(part, material)
+            self._scaler.scale(loss * (weight * share)).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() * share
+        return total
+
+    def _add_up_gradients(self, losses: Sequence[Tensor]) -> None:
+        """Give every process the gradients, and the losses, of all."""
+        if self._team.size == 1:
+            return
+        gradients = []
+        for parameter in self._lora.values():
+            if parameter.grad is None:  # of a process without a pass in this step
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        self._team.add_up([*gradients, *losses])
 
     def _find_sides(self, material: Material) -> list[int]:
         """Sides of windows in cells, such that the UNet can halve them on each of its levels."""
@@ -221,11 +245,11 @@ class Training:
     def read_figures(self) -> dict[str, Any]:
         """Mean loss since the last call, and the last step's rate and norm; waits for the device."""
         loss, prior, norm = torch.stack(
-            [self._loss_sum / self._passes, self._prior_sum / self._passes, self._gradient_norm]
+            [self._loss_sum / self._steps, self._prior_sum / self._steps, self._gradient_norm]
         ).tolist()
         self._loss_sum.zero_()
         self._prior_sum.zero_()
-        self._passes = 0
+        self._steps = 0
         return {
             "loss": loss,
             **({"prior_loss": prior} if prior else {}),
@@ -248,7 +272,7 @@ class Training:
         states, numbers = pack_optimizer(self._optimizer, self._lora)
         tensors |= {f"optimizer.{name}": state for name, state in states.items()}
         return tensors, {
-            "passes": self._passes,
+            "steps_since_logged": self._steps,
             "scaler": self._scaler.state_dict(),
             "optimizer": numbers,
         }
@@ -274,8 +298,8 @@ class Training:
         }
         unpack_optimizer(self._optimizer, self._lora, states, checkpoint.numbers["optimizer"])
         self._loss_sum.copy_(tensors["loss_sum"])
-        self._prior_sum.copy_(tensors.get("prior_sum", torch.zeros(())))
-        self._passes = int(checkpoint.numbers["passes"])
+        self._prior_sum.copy_(tensors["prior_sum"])
+        self._steps = int(checkpoint.numbers["steps_since_logged"])
         self._scaler.load_state_dict(checkpoint.numbers["scaler"])
 
 
