@@ -22,7 +22,7 @@ from synthdet.core.comparison import (
     operating_point,
     pairwise_iou,
 )
-from synthdet.core.records import XYXY, Box, DetectedBox, Label, LabelStatus
+from synthdet.core.records import XYXY, Box, DetectedBox, Label, LabelStatus, PlacedBox
 from synthdet.errors import SynthdetError
 
 MIN_CONFIDENCE = 0.01
@@ -54,6 +54,9 @@ MIN_SIZES = 20
 
 BORDER = 1.5
 """A box that comes this near to the picture's edge, in pixels, may show an animal in part."""
+
+PLACED_IOU = 0.5
+"""From this overlap on (IoU) a box marks the animal that was painted there."""
 
 FRAGMENT = 0.5
 """An animal cut by the border of which less than this share of the median real length is left."""
@@ -287,6 +290,8 @@ class LabelRules:
         confidence: Boxes from here on are accepted, 0..1.
         review_confidence: Boxes between this and `confidence` need a look, 0..1.
         negatives: Take an empty background picture as a confirmed negative.
+        placed_confidence: As `confidence`, for boxes where an animal was painted (`PLACED_IOU`): the
+            place is a second witness. None: the same as `confidence`.
         agreement: A box whose ``agreement`` is below this needs a look, 0..1.
         sizes: What lengths real animals have; None: not judged by that.
     """
@@ -294,8 +299,16 @@ class LabelRules:
     confidence: float
     review_confidence: float
     negatives: bool
+    placed_confidence: float | None = None
     agreement: float = 0.0
     sizes: SizePrior | None = None
+
+    def accepts(self, box: DetectedBox, placed: Sequence[PlacedBox] | None) -> bool:
+        """Whether a box is sure enough for where it is."""
+        threshold = self.confidence
+        if self.placed_confidence is not None and placed and _marks_any(box, placed):
+            threshold = min(threshold, self.placed_confidence)
+        return box.confidence >= threshold
 
 
 def decide_label(
@@ -305,6 +318,7 @@ def decide_label(
     size_wh: tuple[int, int],
     asked_for: Sequence[int] | None,
     rules: LabelRules,
+    placed: Sequence[PlacedBox] | None = None,
 ) -> Label:
     """Accept a picture's boxes, send it to review and say why, or confirm that it is empty.
 
@@ -315,6 +329,8 @@ def decide_label(
         asked_for: Class id of each animal that the prompt asked for; empty for background; None
             where nobody knows, as with the user's own pictures.
         rules: The thresholds.
+        placed: Where animals were painted, if they were: an accepted picture has a box there, and
+            no other.
 
     Returns:
         An accepted picture has the boxes from `confidence` on, one in review all from
@@ -322,16 +338,16 @@ def decide_label(
     """
     review_from = min(rules.review_confidence, rules.confidence)
     drawn = tuple(box for box in drop_twice_drawn(boxes) if box.confidence >= review_from)
-    visible = drawn
-    accepted = tuple(box for box in visible if box.confidence >= rules.confidence)
+    accepted = tuple(box for box in drawn if rules.accepts(box, placed))
     visible = tuple(
-        box
-        for box in visible
-        if box.confidence >= rules.confidence or not _belongs_to(box, accepted)
+        box for box in drawn if rules.accepts(box, placed) or not _belongs_to(box, accepted)
     )
     status, reason = _judge(
         drawn, visible, accepted, size_wh=size_wh, asked_for=asked_for, rules=rules
     )
+    if status == "accept" and placed is not None:
+        reason = _misplaced(accepted, placed)
+        status = "review" if reason else "accept"
     kept = {"accept": accepted, "review": visible, "negative": ()}[status]
     return Label(image_id=image_id, status=status, boxes=kept, reason=reason)
 
@@ -364,6 +380,21 @@ def _judge(
     reasons = (_doubt(box, drawn, size_wh=size_wh, rules=rules) for box in accepted)
     reason = next((reason for reason in reasons if reason is not None), None)
     return ("accept", None) if reason is None else ("review", reason)
+
+
+def _misplaced(accepted: Sequence[DetectedBox], placed: Sequence[PlacedBox]) -> str | None:
+    """Why the boxes are not the animals that were painted, in words; None where they are."""
+    if not all(_marks_any(box, placed) for box in accepted):
+        return "a box where no animal was painted"
+    overlaps = pairwise_iou([one.xyxy for one in placed], [box.xyxy for box in accepted])
+    if not (overlaps >= PLACED_IOU).any(axis=1).all():
+        return "nothing found where an animal was painted"
+    return None
+
+
+def _marks_any(box: DetectedBox, placed: Sequence[PlacedBox]) -> bool:
+    same = [one.xyxy for one in placed if one.class_id == box.class_id]
+    return bool(same) and bool(pairwise_iou([box.xyxy], same).max() >= PLACED_IOU)
 
 
 def _doubt(

@@ -410,6 +410,7 @@ def _make_rules(given: _Labelled, calibration: Calibration, config: Config) -> L
         confidence=calibration.accept_confidence,
         review_confidence=config.label.review_confidence,
         negatives=config.label.negatives,
+        placed_confidence=calibration.confidence,
         agreement=config.label.agreement,
         sizes=size_prior(real) if config.label.sizes else None,
     )
@@ -443,6 +444,7 @@ def _decide(
             size_wh=(image.width, image.height),
             asked_for=image.asked_for,
             rules=rules,
+            placed=image.placed,
         )
         for image in given.images
         if image.image_id in given.kept

@@ -15,7 +15,7 @@ from synthdet.core.labelling import (
     measure_accepted,
     size_prior,
 )
-from synthdet.core.records import XYXY, Box, DetectedBox, Label
+from synthdet.core.records import XYXY, Box, DetectedBox, Label, PlacedBox
 from synthdet.errors import SynthdetError
 
 RULES = LabelRules(confidence=0.5, review_confidence=0.1, negatives=True)
@@ -30,6 +30,44 @@ def drawn(confidence: float, left: float = 0, class_id: int = 0) -> DetectedBox:
 
 
 WHOLE = DetectedBox(xyxy=(0, 1, 96, 64), class_id=0, confidence=0.9)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "reason"),
+    [
+        ([drawn(0.9)], None),
+        ([drawn(0.9, left=3)], None),  # IoU 0.54 with where it was painted
+        ([drawn(0.35)], None),  # less sure, but where it should be
+        ([drawn(0.25)], "one unsure box"),
+        ([drawn(0.9, left=4)], "a box where no animal was painted"),  # IoU 0.43
+        ([drawn(0.35, left=4)], "one unsure box"),
+        ([drawn(0.9, class_id=1)], "found another kind than asked for"),
+        ([], "nothing found"),
+    ],
+)
+def test_a_painted_animal_has_its_box_where_it_was_painted(
+    boxes: list[DetectedBox], reason: str | None
+) -> None:
+    rules = LabelRules(confidence=0.5, review_confidence=0.1, negatives=True, placed_confidence=0.3)
+    placed = [PlacedBox(xyxy=(0, 0, 10, 6), class_id=0)]
+    label = decide_label(
+        "syn-1", boxes, size_wh=(96, 64), asked_for=(0,), rules=rules, placed=placed
+    )
+    assert (label.status, label.reason) == ("review" if reason else "accept", reason)
+
+
+def test_one_box_is_not_both_of_two_painted_animals() -> None:
+    placed = [PlacedBox(xyxy=(x, 0, x + 10, 6), class_id=0) for x in (2, 40)]
+    label = decide_label(
+        "syn-1", [drawn(0.9), drawn(0.8, left=5)], size_wh=(96, 64), asked_for=(0, 0),
+        rules=RULES, placed=placed,
+    )  # fmt: skip
+    assert (label.status, label.reason) == ("review", "nothing found where an animal was painted")
+    label = decide_label(
+        "syn-1", [drawn(0.9), drawn(0.8, left=41)], size_wh=(96, 64), asked_for=(0, 0),
+        rules=RULES, placed=placed,
+    )  # fmt: skip
+    assert label.status == "accept"
 
 
 @pytest.mark.parametrize(
