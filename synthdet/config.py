@@ -222,8 +222,10 @@ class GenerateConfig(Section):
     """`text`: from the prompt alone; `image`: from a real train tile (see `image_strength`); `placed`: an animal painted into a real background tile, at a box that has the size of a real one. Or shares of them: `{text: 2, placed: 1}`."""
     image_strength: float = Field(0.6, gt=0, le=1)
     """With `mode: image`: share of the denoising that is done, from the tile in so much noise. Low values copy the tile, and the filter drops copies; 1 leaves nothing of it."""
-    placed_strength: float = Field(1.0, gt=0, le=1)
-    """With `mode: placed`: the same inside the box. Below 1 the water that was there shows through."""
+    placed_start: Literal["animal", "noise"] = "animal"
+    """With `mode: placed`: start from the real animal that the box is as large as, turned and set into the water there (few photos, or a model that knows the animal little), or from `noise`: then set `placed_strength` to 1."""
+    placed_strength: float = Field(0.5, gt=0, le=1)
+    """With `mode: placed`: share of the denoising that is done inside the box. Lower values keep the animal, higher ones change it."""
     prompts: tuple[str, ...] = ("aerial photo of {animals}",)
     """Prompt templates; names in braces come from `animals` and `attributes`."""
     animals: dict[str, int] | None = None

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
 from synthdet.core.comparison import pairwise_iou
 from synthdet.core.prompts import PlannedPicture
-from synthdet.core.records import XYXY, Box, GenerateMode, Tile
+from synthdet.core.records import XYXY, GenerateMode, PlacedBox, Tile
 from synthdet.errors import SynthdetError
 
-_TRIES: Final = 100
+_TRIES: Final = 200
 """Places tried for a box before it may overlap with another."""
+_TRIES_AN_ANIMAL: Final = 20
+"""Places tried before another animal, perhaps a smaller one, is taken."""
 
 
 def plan_modes(
@@ -22,13 +25,15 @@ def plan_modes(
     tiles: Sequence[Tile],
     *,
     shares: Mapping[GenerateMode, float],
+    start: Literal["animal", "noise"],
     seed: int,
 ) -> tuple[PlannedPicture, ...]:
     """Give every picture its mode, and with it a train tile and boxes; a pure function.
 
     Modes are spread evenly, among pictures with animals and backgrounds alike. `image` takes a train
     tile that shows what the prompt asks for, or if there is none, one with any animals. `placed` takes
-    a background tile, and for each animal asked for a box that has the size of a real one of its class.
+    a background tile, and for each animal asked for a box that has the size of a real one of its class,
+    in any of its eight turns and mirrors: from above there is no up.
     A background is never placed: it is drawn from text. It is drawn from text too where the mode
     wants a background tile and there is none. Tiles and sizes come up evenly, in random order.
 
@@ -36,6 +41,7 @@ def plan_modes(
         planned: What `core.prompts.plan_pictures` says.
         tiles: All tiles; only those of train are used.
         shares: Mode -> its share, in any unit.
+        start: Whether a placed animal starts from the real one that its box is as large as.
         seed: Of tiles, sizes and places.
 
     Raises:
@@ -44,7 +50,7 @@ def plan_modes(
     """
     train = [tile for tile in tiles if tile.split == "train"]
     rng = np.random.default_rng([seed % 2**64, 2])
-    chooser = _Chooser(train, rng)
+    chooser = _Chooser(train, rng, from_animals=start == "animal")
     spreads = {True: _spread(shares), False: _spread(shares)}
     made = []
     for picture in planned:
@@ -77,19 +83,19 @@ def _spread(shares: Mapping[GenerateMode, float]) -> Iterator[GenerateMode]:
 class _Chooser:
     """Train tiles and sizes of real animals, each in an endless random order."""
 
-    def __init__(self, tiles: Sequence[Tile], rng: np.random.Generator) -> None:
+    def __init__(
+        self, tiles: Sequence[Tile], rng: np.random.Generator, *, from_animals: bool
+    ) -> None:
+        self._from_animals = from_animals
         self._rng = rng
         self._animals = [tile for tile in tiles if tile.boxes]
         self._empty = [tile for tile in tiles if not tile.boxes]
         self._orders: dict[tuple[object, ...], Iterator[int]] = {}
-        self._sizes: dict[int, list[tuple[int, int]]] = {}
+        self._whole: dict[int, list[tuple[Tile, XYXY]]] = {}
         for tile in self._animals:
             for box in tile.boxes:
-                if _is_inside(box.xyxy, tile):
-                    x1, y1, x2, y2 = box.xyxy
-                    self._sizes.setdefault(box.class_id, []).append(
-                        (round(x2 - x1), round(y2 - y1))
-                    )
+                if (xyxy := _whole_pixels(box.xyxy, tile)) is not None:
+                    self._whole.setdefault(box.class_id, []).append((tile, xyxy))
 
     @property
     def has_background(self) -> bool:
@@ -123,41 +129,48 @@ class _Chooser:
             )
         return self._empty[self._next(("empty",), len(self._empty))]
 
-    def place(self, picture: PlannedPicture, tile: Tile) -> tuple[Box, ...]:
+    def place(self, picture: PlannedPicture, tile: Tile) -> tuple[PlacedBox, ...]:
         """A box for each animal asked for, whole inside the tile, apart from the others if it can be."""
         if not picture.asked_for:
             raise SynthdetError(
                 f"generate.mode: placed has to know which animal to place, and {picture.prompt!r} does "
                 "not tell: ask for it with {animals}, in words that name a class"
             )
-        boxes: list[Box] = []
+        boxes: list[PlacedBox] = []
         for class_id in picture.asked_for:
-            width, height = self._size(class_id, tile)
-            for _ in range(_TRIES):
-                xyxy = self._somewhere(width, height, tile)
-                overlaps = (
-                    pairwise_iou([xyxy], [box.xyxy for box in boxes]) if boxes else np.zeros(1)
-                )
-                if overlaps.max() == 0:
+            for number in range(_TRIES):
+                if number % _TRIES_AN_ANIMAL == 0:
+                    animal_tile, animal, view = self._animal(class_id)
+                    sides = (animal[2] - animal[0], animal[3] - animal[1])
+                    sides = sides[::-1] if view % 2 else sides
+                xyxy = self._somewhere(*sides, tile)
+                overlaps = pairwise_iou([xyxy], [box.xyxy for box in boxes])
+                if overlaps.max(initial=0) == 0:
                     break
-            boxes.append(Box(xyxy=xyxy, class_id=class_id))
+            placed = PlacedBox(xyxy=xyxy, class_id=class_id)
+            if self._from_animals:
+                start = {"animal_tile": animal_tile, "animal_xyxy": animal, "animal_view": view}
+                placed = placed.model_copy(update=start)
+            boxes.append(placed)
         return tuple(boxes)
 
-    def _somewhere(self, width: int, height: int, tile: Tile) -> XYXY:
-        x = int(self._rng.integers(tile.width - width + 1))
-        y = int(self._rng.integers(tile.height - height + 1))
+    def _somewhere(self, width: float, height: float, tile: Tile) -> XYXY:
+        x = int(self._rng.integers(tile.width - int(width) + 1))
+        y = int(self._rng.integers(tile.height - int(height) + 1))
         return (x, y, x + width, y + height)
 
-    def _size(self, class_id: int, tile: Tile) -> tuple[int, int]:
-        """Width and height, whole pixels, of a real animal of a class that is whole in its tile."""
-        if class_id not in self._sizes:
+    def _animal(self, class_id: int) -> tuple[str, XYXY, int]:
+        """A real animal that is whole in its tile, and a view of it that fits every tile."""
+        if class_id not in self._whole:
             raise SynthdetError(
-                "generate.mode: placed draws sizes from real animals, and none of class "
+                "generate.mode: placed takes sizes from real animals, and none of class "
                 f"{class_id} is whole in a train tile: set it to text or image"
             )
-        sizes = self._sizes[class_id]
-        width, height = sizes[self._next(("size", class_id), len(sizes))]
-        return min(max(1, width), tile.width), min(max(1, height), tile.height)
+        animals = self._whole[class_id]
+        tile, xyxy = animals[self._next(("animal", class_id), len(animals))]
+        fits = max(xyxy[2] - xyxy[0], xyxy[3] - xyxy[1]) <= min(tile.width, tile.height)
+        view = int(self._rng.integers(8)) if fits else 4 * int(self._rng.integers(2))
+        return tile.tile_id, xyxy, view
 
     def _next(self, kind: tuple[object, ...], number: int) -> int:
         if kind not in self._orders:
@@ -169,7 +182,9 @@ class _Chooser:
             yield from (int(index) for index in self._rng.permutation(number))
 
 
-def _is_inside(xyxy: XYXY, tile: Tile) -> bool:
-    """Whether a box ends before the tile does: one at the border may be a part of an animal."""
+def _whole_pixels(xyxy: XYXY, tile: Tile) -> XYXY | None:
+    """A box on whole pixels; None where it touches the border, and may be a part of an animal."""
     x1, y1, x2, y2 = xyxy
-    return x1 > 0 and y1 > 0 and x2 < tile.width and y2 < tile.height
+    if not (x1 > 0 and y1 > 0 and x2 < tile.width and y2 < tile.height):
+        return None
+    return (math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2))

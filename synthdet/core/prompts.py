@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from synthdet.core.captions import phrase, plural
-from synthdet.core.records import Box, GenerateMode
+from synthdet.core.records import GenerateMode, PlacedBox
 from synthdet.errors import SynthdetError
 
 ANIMALS: Final = "animals"
@@ -44,7 +44,7 @@ class PlannedPicture:
     background: bool
     mode: GenerateMode = "text"
     source_tile: str | None = None
-    placed: tuple[Box, ...] = ()
+    placed: tuple[PlacedBox, ...] = ()
 
 
 def default_animals(class_names: Sequence[str]) -> dict[str, int]:

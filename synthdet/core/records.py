@@ -148,13 +148,27 @@ class Tile(Record):
 GenerateMode = Literal["text", "image", "placed"]
 
 
+class PlacedBox(Record):
+    """Where an animal was painted into a picture, in its pixels: a prior for a label, not a label.
+
+    It has the size of a real one, ``animal_xyxy`` of the train tile ``animal_tile``, seen in
+    ``animal_view`` (mirrored left to right first from 4 on, then turned so many quarters mod 4 against
+    the clock), from which the painting started. Without a tile it started from noise.
+    """
+
+    xyxy: XYXY
+    class_id: int
+    animal_tile: str | None = None
+    animal_xyxy: XYXY | None = None
+    animal_view: int = 0
+
+
 class SyntheticImage(Record):
     """A line of ``3-generate/images.jsonl``: everything needed to make the picture again.
 
     ``asked_for`` is what the prompt asked to be in it: class id per animal, empty for background.
     ``mode`` is how it was drawn (None: taken in): from its prompt alone, or at ``strength`` from the
-    real train tile ``source_tile``. In mode `placed` all but the boxes ``placed`` is that tile's water:
-    where each animal was painted, in pixels of the picture, is a prior for its label, not a label.
+    real train tile ``source_tile``. In mode `placed` all but the boxes ``placed`` is that tile's water.
     ``path`` is relative to the run folder. ``vae`` is the precision it was decoded in where that is not
     the run's own; ``fault`` says what is wrong with it all the same.
     """
@@ -178,7 +192,7 @@ class SyntheticImage(Record):
     mode: GenerateMode | None = None
     source_tile: str | None = None
     strength: float | None = None
-    placed: tuple[Box, ...] | None = None
+    placed: tuple[PlacedBox, ...] | None = None
     vae: Literal["float32"] | None = None
     fault: Literal["blank"] | None = None
 

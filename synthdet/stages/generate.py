@@ -39,9 +39,10 @@ from synthdet.core.placement import plan_modes
 from synthdet.core.prompts import PlannedPicture, make_image_id, plan_pictures
 from synthdet.core.records import GenerateMode, Rejected, SyntheticImage, Tile
 from synthdet.errors import SynthdetError
-from synthdet.models.protocols import ImageGenerator, Picture, PictureRequest
+from synthdet.models.protocols import ImageGenerator, Picture
 from synthdet.progress import Reporter
 from synthdet.stages.generate_files import Fields, Saver, is_blank, write_picture
+from synthdet.stages.generate_sources import Sources
 from synthdet.workspace import (
     StageFolder,
     Workspace,
@@ -117,9 +118,13 @@ def run(
     if settings.pictures is None:
         class_names = read_json(workspace.stage("prepare").path / "dataset.json")["classes"]
         planned = plan_modes(
-            _plan(settings, class_names), tiles, shares=settings.mode_shares(), seed=settings.seed
+            _plan(settings, class_names),
+            tiles,
+            shares=settings.mode_shares(),
+            start=settings.placed_start,
+            seed=settings.seed,
         )
-        sources = _Sources(workspace.root, tiles)
+        sources = Sources(workspace.root, tiles)
         speed = _generate(made, planned, sources, settings, (width, height), open_generator)
         wanted = [picture.image_id for picture in planned]
     else:
@@ -279,7 +284,7 @@ class _Made:
 def _generate(
     made: _Made,
     planned: Sequence[PlannedPicture],
-    sources: _Sources,
+    sources: Sources,
     settings: GenerateConfig,
     size_wh: tuple[int, int],
     open_generator: Callable[[], ImageGenerator],
@@ -369,7 +374,7 @@ def _open(open_generator: Callable[[], ImageGenerator]) -> ImageGenerator:
 def _draw(
     generator: ImageGenerator,
     batch: Sequence[PlannedPicture],
-    sources: _Sources,
+    sources: Sources,
     settings: GenerateConfig,
     size_wh: tuple[int, int],
     *,
@@ -390,35 +395,6 @@ def _draw(
         if picture.shape != (height, width, 3) or picture.dtype != np.uint8:
             raise TypeError(f"the generator drew {picture.dtype} {picture.shape}")
     return pictures
-
-
-class _Sources:
-    """The real train tiles that pictures start from."""
-
-    def __init__(self, root: Path, tiles: Sequence[Tile]) -> None:
-        self._root = root
-        self._tiles = {tile.tile_id: tile for tile in tiles}
-
-    def request(self, plan: PlannedPicture) -> PictureRequest:
-        """What the generator is asked for.
-
-        Raises:
-            SynthdetError: The tile is not there any more, or is another file.
-        """
-        source = None if plan.source_tile is None else self._read(self._tiles[plan.source_tile])
-        placed = tuple(box.xyxy for box in plan.placed)
-        return PictureRequest(plan.prompt, plan.negative_prompt, plan.seed, source, placed)
-
-    def _read(self, tile: Tile) -> Picture:
-        path = self._root / tile.path
-        try:
-            with Image.open(path) as image:
-                picture: NDArray[np.uint8] = np.array(image.convert("RGB"))
-        except OSError as error:
-            raise SynthdetError(
-                f"{path} cannot be read: make the tiles again with `synthdet prepare {self._root} --redo`"
-            ) from error
-        return picture
 
 
 def _make_blanks_again(

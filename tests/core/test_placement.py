@@ -46,8 +46,10 @@ def plan(number: int = 60, background: float = 0.2, **options: Any) -> tuple[Pla
     )  # fmt: skip
 
 
-def give(shares: dict[Any, float], tiles: Sequence[Tile] = TILES, **options: Any) -> Any:
-    return plan_modes(plan(**options), tiles, shares=shares, seed=3)
+def give(
+    shares: dict[Any, float], tiles: Sequence[Tile] = TILES, start: Any = "animal", **options: Any
+) -> Any:
+    return plan_modes(plan(**options), tiles, shares=shares, start=start, seed=3)
 
 
 def test_text_alone_changes_nothing() -> None:
@@ -81,10 +83,25 @@ def test_a_placed_animal_has_the_size_of_a_whole_real_one_and_is_inside_the_tile
             assert 0 <= x1 < x2 <= WIDTH
             assert 0 <= y1 < y2 <= HEIGHT
             sizes[box.class_id].add((x2 - x1, y2 - y1))
-    assert sizes == {0: {(20, 14)}, 1: {(40, 31)}}, "not of val, and not torn by the border"
+            assert box.animal_tile in {0: {"seal-1"}, 1: {"whale-1", "whales"}}[box.class_id]
+            assert box.animal_xyxy == {0: (10, 10, 30, 24), 1: (5, 5, 46, 36)}[box.class_id]
+            turned = (x2 - x1, y2 - y1) in {(14, 20), (31, 41)}
+            assert turned == (box.animal_view % 2 == 1)
+    assert sizes == {0: {(20, 14), (14, 20)}, 1: {(41, 31), (31, 41)}}, "whole ones of train alone"
     assert len({one.placed for one in made}) > 150
     tiles = Counter(one.source_tile for one in made)
     assert abs(tiles["water-1"] - tiles["water-2"]) <= 1
+
+
+def test_from_noise_a_box_names_no_animal() -> None:
+    for one in give({"placed": 1}, start="noise"):
+        assert all(box.animal_tile is None and box.animal_xyxy is None for box in one.placed)
+
+
+def test_an_animal_longer_than_the_tile_is_high_is_not_turned() -> None:
+    long = tile("long", ((5, 20, 85, 30), 0))
+    made = give({"placed": 1}, (TILES[0], long), background=0.0, animals={"one seal": 1})
+    assert {box.animal_view for one in made for box in one.placed} == {0, 4}
 
 
 def test_two_animals_are_placed_apart() -> None:
