@@ -1,6 +1,7 @@
 """How fast do pictures come to disk, beside the loop that everybody writes first, and in what memory?
 
-    python benchmarks/generate.py [--quick] [--work FOLDER] [--parts speed,memory,gpu]
+    python benchmarks/generate.py [--quick] [--work FOLDER] [--parts speed,memory,placed,gpu]
+                                  [--run RUN --judge WEIGHTS]
 
 - *speed*: the embedded SDXL with a LoRA of random weights, on two sides in processes of their own, in
   turns, A B A B, the median of the rounds' ratios. Ours is the generate stage. The loop is diffusers as
@@ -11,6 +12,9 @@
   `processor_speedup_vs_loop` is the ratio of processor times, for machines that do other things too.
   `save_stall_share` is the share of ours in which drawing waited for saving.
 - *memory*: the stage's host memory after 64 and after 1,024 pictures of one run: `rss_growth_mb`.
+- *placed*, only with ``--run`` (a run on the embedded default with its LoRA; it is copied) and ``--judge``
+  (a detector's folder, such as the judge's that `benchmarks/pocket.py` keeps): pictures of one animal in
+  mode `placed`; `placed_hit_rate` is the share in which the judge finds it at IoU 0.5 with the box.
 - *gpu*, only where there is one: SDXL at full size, random weights, 1024 pixels, guidance, to disk:
   10 and 20 steps, 10 also beside the loop at the same batch size. `share_of_limit` is of what a matrix
   product in the same run says this GPU could do. Without a GPU these figures are null.
@@ -44,14 +48,24 @@ from PIL import Image
 from report import make_report, say
 from rich.console import Console
 
-from synthdet.config import Config, make_config
+from synthdet.config import Config, make_config, set_values
+from synthdet.core.captions import phrase
+from synthdet.core.comparison import pairwise_iou
 from synthdet.core.prompts import PlannedPicture, plan_pictures
-from synthdet.core.records import Tile
+from synthdet.core.records import SyntheticImage, Tile
 from synthdet.models.protocols import ImageGenerator, Picture, PictureRequest
+from synthdet.pipeline import run_stage
 from synthdet.pocket import weights_dir
 from synthdet.progress import Reporter
 from synthdet.stages import generate
-from synthdet.workspace import Workspace, read_json, write_json, write_records
+from synthdet.workspace import (
+    CONFIG_NAME,
+    Workspace,
+    read_json,
+    read_records,
+    write_json,
+    write_records,
+)
 
 TARGETS: dict[str, tuple[str, float]] = {
     "speedup_vs_loop": (">=", 1.5),
@@ -65,7 +79,9 @@ GPU_TARGETS: dict[str, tuple[str, float]] = {
 }
 TFLOP_1024 = {10: 145.7, 20: 280.9}
 """UNet with guidance and VAE, of one picture of 1024 pixels, by denoising steps."""
-PARTS = ("speed", "memory", "gpu")
+PLACED_TARGETS: dict[str, tuple[str, float]] = {"placed_hit_rate": (">=", 0.7)}
+PARTS = ("speed", "memory", "placed", "gpu")
+JUDGE_CONFIDENCE = 0.25
 QUIET = Reporter(Console(quiet=True))
 LORA_LAYERS = (
     "to_k", "to_q", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
@@ -107,6 +123,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few of everything: does it run?")
     parser.add_argument("--work", type=Path, help="folder to work in; a temporary one without it")
     parser.add_argument("--parts", default=",".join(PARTS), help="which, separated by commas")
+    parser.add_argument("--run", type=Path, help="a run with its LoRA, for the part placed")
+    parser.add_argument("--judge", type=Path, help="a detector's folder, for the part placed")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -120,11 +138,16 @@ def main() -> None:
     try:
         for part in arguments.parts.split(","):
             started = time.monotonic()
-            made = _PARTS[part](work, arguments.quick)
+            if part == "placed":
+                made = _measure_placed(work, arguments.quick, arguments.run, arguments.judge)
+            else:
+                made = _PARTS[part](work, arguments.quick)
             figures |= made
             say(f"{part}: {json.dumps(made)} ({time.monotonic() - started:.0f} s)")
         if figures.get("pictures_per_second_1024_10") is not None:
             targets |= GPU_TARGETS
+        if figures.get("placed_hit_rate") is not None:
+            targets |= PLACED_TARGETS
     finally:
         if arguments.work is None:
             shutil.rmtree(work, ignore_errors=True)
@@ -166,6 +189,44 @@ def _measure_memory(work: Path, quick: bool) -> dict[str, Any]:
     with _Side("memory", work, case) as side:
         told = side.ask("memory")
     return {"rss_growth_mb": told["rss_growth_mb"], "rss_mb": told["rss_mb"]}
+
+
+def _measure_placed(
+    work: Path, quick: bool, run: Path | None, judge: Path | None
+) -> dict[str, Any]:
+    if run is None or judge is None:
+        return dict.fromkeys(PLACED_TARGETS)
+    from synthdet.models.detector import DetectorProcess, YoloDetector
+
+    root = work / "placed"
+    shutil.rmtree(root, ignore_errors=True)
+    for name in ("1-prepare", "2-finetune"):
+        shutil.copytree(run / name, root / name)
+    shutil.copy(run / CONFIG_NAME, root)
+    workspace = Workspace(root)
+    (noun,) = read_json(workspace.stage("prepare").path / "dataset.json")["classes"]
+    own = {
+        "mode": "placed", "animals": {phrase({noun: 1}): 1}, "background_fraction": 0,
+        "num_images": 8 if quick else 64,
+    }  # fmt: skip
+    assignments = [f"generate.{name}={json.dumps(value)}" for name, value in own.items()]
+    workspace.write_config(set_values(workspace.read_config(), assignments))
+    run_stage("generate", workspace, QUIET)
+    images = read_records(workspace.stage("generate").path / "images.jsonl", SyntheticImage)
+    with DetectorProcess(threads=1) as process:
+        detector = YoloDetector(
+            judge, image_size=images[0].width, batch_size=32, device="cpu", threads=1, trust=False,
+            process=process,
+        )  # fmt: skip
+        found = detector.detect(
+            [root / image.path for image in images], min_confidence=JUDGE_CONFIDENCE
+        )
+    hits = 0
+    for image, boxes in zip(images, found, strict=True):
+        (asked,) = image.placed or ()
+        overlaps = pairwise_iou([asked.xyxy], [box.xyxy for box in boxes])
+        hits += bool(overlaps.max(initial=0) >= 0.5)
+    return {"placed_hit_rate": round(hits / len(images), 4)}
 
 
 def _measure_gpu(work: Path, quick: bool) -> dict[str, Any]:
@@ -223,7 +284,7 @@ def _race(
 
 def _ratio(told: dict[str, list[dict[str, Any]]], other: str, what: str) -> float:
     pairs = zip(told[other], told["ours"], strict=True)
-    return round(statistics.median(theirs[what] / ours[what] for theirs, ours in pairs), 2)
+    return round(float(statistics.median(t[what] / o[what] for t, o in pairs)), 2)
 
 
 def _check_equal(ours: Path, theirs: Path, pictures: int) -> None:
