@@ -246,6 +246,10 @@ class GenerateConfig(Section):
     """Share of the steps after which guidance is switched off: 0.5 spares a quarter of the work and changes pictures somewhat. 1: guided to the end."""
     scheduler: str = "DPMSolverMultistepScheduler"
     """Name of a diffusers scheduler; DPM-Solver++ multistep with Karras sigmas by default."""
+    scheduler_options: dict[str, str | bool | int | float] = {}
+    """What the scheduler is told beside the model's own noise schedule, by diffusers' names: `{timestep_spacing: trailing}`."""
+    few_step_lora: Path | None = None
+    """A LoRA distilled for few steps (SDXL-Lightning, Hyper-SD, LCM: a .safetensors file), fused beside the run's own. It wants the steps, guidance and scheduler that its authors name: Lightning of 4 steps `num_inference_steps: 4`, `guidance_scale: 0`, `scheduler: EulerDiscreteScheduler`, `scheduler_options: {timestep_spacing: trailing}`. Pictures come several times as fast and look more alike: see whether the verdict still holds."""
     lora_scale: float = Field(0.9, ge=0)
     """Strength of the LoRA."""
     batch_size: Literal["auto"] | int = "auto"

@@ -265,6 +265,8 @@ def _open_generator(
         mixed_precision=config.generate.mixed_precision,
         device=config.generate.device,
         vae_batch_size=config.generate.vae_batch_size,
+        few_step_lora=config.generate.few_step_lora,
+        scheduler_options=config.generate.scheduler_options,
         note=note,
     )
 

@@ -6,7 +6,7 @@ Source: Podell et al., "SDXL: Improving Latent Diffusion Models for High-Resolut
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,6 +71,8 @@ class SdxlGenerator:
         mixed_precision: "auto", "no", "fp16" or "bf16".
         device: "auto", "cpu" or "cuda".
         vae_batch_size: Pictures the VAE decodes at once.
+        few_step_lora: LoRA distilled for few steps, to fuse as well; None for none.
+        scheduler_options: What the scheduler is told beside the model's own noise schedule.
         note: Hears what a person should know, such as a prompt that is cut.
 
     Raises:
@@ -89,6 +91,8 @@ class SdxlGenerator:
         mixed_precision: str,
         device: str,
         vae_batch_size: int = 1,
+        few_step_lora: Path | None = None,
+        scheduler_options: Mapping[str, Any] | None = None,
         note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.scheduler = scheduler
@@ -96,9 +100,11 @@ class SdxlGenerator:
         pipeline = load_pipeline(
             base_model, vae=vae, dtype=resolve_dtype(mixed_precision, self._device)
         )
-        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler, scheduler_options)
         with memory_errors():
             pipeline.to(self._device)
+        if few_step_lora is not None:
+            fuse_lora(pipeline, few_step_lora, 1.0)
         if lora is not None and lora_scale > 0:
             fuse_lora(pipeline, lora, lora_scale)
         # Tensor cores want channels last, and so do the CPU's convolutions.
@@ -273,15 +279,20 @@ def load_pipeline(
     return pipeline
 
 
-def make_scheduler(name: str, like: Any) -> Any:
+def make_scheduler(name: str, like: Any, options: Mapping[str, Any] | None = None) -> Any:
     """A diffusers scheduler by class name, with the noise schedule of the model's own.
 
     `DPMSolverMultistepScheduler` is DPM-Solver++ (2M) on Karras sigmas.
     Source: Lu et al., "DPM-Solver++", 2022; Karras et al., "Elucidating the Design Space of
     Diffusion-Based Generative Models", 2022, equation 5.
 
+    Args:
+        name: Of the class.
+        like: The model's own scheduler.
+        options: What to set otherwise, by the names of the class.
+
     Raises:
-        SynthdetError: No such scheduler, or none for a model like SDXL.
+        SynthdetError: No such scheduler, none for a model like SDXL, or no such option.
     """
     kind: Any = getattr(diffusers, name, None)
     if not _can_draw_sdxl(kind):
@@ -290,10 +301,13 @@ def make_scheduler(name: str, like: Any) -> Any:
             f"generate.scheduler: {name} is no diffusers scheduler for SDXL; "
             f"there are {', '.join(known)}"
         )
-    options = {"use_karras_sigmas": True} if name == "DPMSolverMultistepScheduler" else {}
+    told = {"use_karras_sigmas": True} if name == "DPMSolverMultistepScheduler" else {}
+    told |= options or {}
+    if unknown := sorted(told.keys() - inspect.signature(kind).parameters.keys()):
+        raise SynthdetError(f"generate.scheduler_options: {name} knows no {', '.join(unknown)}")
     try:
-        return kind.from_config(like.config, **options)
-    except ImportError as error:
+        return kind.from_config(like.config, **told)
+    except (ImportError, ValueError, TypeError, NotImplementedError) as error:
         raise SynthdetError(f"generate.scheduler: {name}: {_one_line(error)}") from error
 
 

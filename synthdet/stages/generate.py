@@ -90,6 +90,12 @@ def run(
     if settings.pictures is None:
         files = []
         inputs = {"finetune": workspace.stage("finetune").output()}
+        if settings.few_step_lora is not None:
+            if not settings.few_step_lora.is_file():
+                raise SynthdetError(
+                    f"generate.few_step_lora: there is no file {settings.few_step_lora}"
+                )
+            inputs["few_step_lora"] = hash_file(settings.few_step_lora)
         if set(settings.mode_shares()) != {"text"}:
             inputs["prepare"] = workspace.stage("prepare").output()
     else:

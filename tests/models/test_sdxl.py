@@ -299,6 +299,30 @@ def test_a_lora_that_does_not_fit_is_named(
         SdxlGenerator(base, **{**OPTIONS, "lora": lora})
 
 
+def test_a_few_step_lora_is_fused_beside_the_own_one(base: Path, tmp_path: Path) -> None:
+    lora = write_lora(tmp_path, base)
+
+    def weight(**options: Any) -> torch.Tensor:
+        generator = SdxlGenerator(base, **{**OPTIONS, **options})
+        block = generator._pipeline.unet.mid_block.attentions[0].transformer_blocks[0]
+        return block.attn1.to_q.weight.detach()  # type: ignore[no-any-return]
+
+    none, own, both = (
+        weight(**options) for options in ({}, {"lora": lora}, {"lora": lora, "few_step_lora": lora})
+    )
+    torch.testing.assert_close(both - none, 2 * (own - none))
+    assert not torch.equal(own, none)
+
+
+def test_a_scheduler_is_told_options_it_knows(base: Path) -> None:
+    own = sdxl.load_pipeline(base, vae=None, dtype=torch.float32).scheduler
+    made = sdxl.make_scheduler("EulerDiscreteScheduler", own, {"timestep_spacing": "trailing"})
+    assert made.config.timestep_spacing == "trailing"
+    assert made.config.beta_schedule == own.config.beta_schedule
+    with pytest.raises(SynthdetError, match=r"scheduler_options: Euler.* knows no spacing$"):
+        sdxl.make_scheduler("EulerDiscreteScheduler", own, {"spacing": "trailing"})
+
+
 def test_another_vae_is_used(base: Path, tmp_path: Path) -> None:
     tiny_vae(seed=1).save_pretrained(tmp_path / "vae")
     own, other = (

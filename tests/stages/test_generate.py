@@ -207,6 +207,19 @@ def test_how_fast_it_was_is_in_the_lock(tmp_path: Path) -> None:
     assert 0 <= runtime["save_stall_share"] <= 1
 
 
+def test_another_few_step_lora_under_the_same_name_is_seen(tmp_path: Path) -> None:
+    lora = tmp_path / "lightning.safetensors"
+    workspace, config = start(tmp_path / "run", few_step_lora=str(lora))
+    with pytest.raises(
+        SynthdetError, match=r"generate\.few_step_lora: there is no file .*lightning"
+    ):
+        make(workspace, config, None)
+    lora.write_bytes(b"one")
+    make(workspace, config, FakeGenerator())
+    lora.write_bytes(b"two")
+    assert "few_step_lora changed" in make(workspace, config, FakeGenerator())
+
+
 def test_no_pictures_is_a_set_too(tmp_path: Path) -> None:
     workspace, config = start(tmp_path / "run", num_images=0)
     make(workspace, config, None)
