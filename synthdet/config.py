@@ -189,6 +189,10 @@ class FinetuneConfig(Section):
     """Learn a magnitude beside each direction (Liu et al., 2024): slower, often closer to full training at a low rank."""
     train_text_encoder: bool = False
     """Both text encoders get a LoRA too, in their attention: for words that SDXL does not know. They then stay in memory (1.6 GB) and run at every step."""
+    new_word: str | None = Field(None, min_length=1)
+    """A word of the captions that SDXL does not know, like `dugong`: learned as new tokens of both text encoders, beside the LoRA (pivotal tuning). Prompts go on to use the word. The text encoders then stay in memory and run at every step."""
+    new_tokens: int = Field(2, ge=1, le=16)
+    """Tokens that stand for `new_word`."""
     kohya_copy: bool = _runtime(False)
     """Write the LoRA in kohya's format too, for ComfyUI and others: pytorch_lora_weights_kohya.safetensors."""
     tensorboard: bool = _runtime(True)

@@ -245,6 +245,8 @@ def _open_lora_trainer(config: Config, note: Callable[[str], None]) -> LoraTrain
         validation_steps=settings.validation_steps,
         use_dora=settings.use_dora,
         train_text_encoder=settings.train_text_encoder,
+        new_word=settings.new_word,
+        new_tokens=settings.new_tokens,
         kohya_copy=settings.kohya_copy,
         tensorboard=settings.tensorboard,
         note=note,
@@ -267,8 +269,18 @@ def _open_generator(
         vae_batch_size=config.generate.vae_batch_size,
         few_step_lora=config.generate.few_step_lora,
         scheduler_options=config.generate.scheduler_options,
+        words=_find_words(config, lora),
         note=note,
     )
+
+
+def _find_words(config: Config, lora: Path | None) -> Path | None:
+    """What was learned beside a run's own LoRA."""
+    if lora is None or config.finetune.lora is not None or config.finetune.new_word is None:
+        return None
+    from synthdet.models.new_words import WORDS_NAME
+
+    return lora.with_name(WORDS_NAME)
 
 
 def _open_embedder(config: Config) -> ImageEmbedder:

@@ -84,7 +84,11 @@ def forecast(config: Config, *, num_tiles: int) -> Forecast:
     kept = _KEPT_GB[settings.gradient_checkpointing] * (_KEPT_BY_DORA if settings.use_dora else 1)
     training = (
         _UNET_WEIGHTS * bytes_a_weight / GB
-        + (_TEXT_WEIGHTS * bytes_a_weight / GB if settings.train_text_encoder else 0)
+        + (
+            _TEXT_WEIGHTS * bytes_a_weight / GB
+            if settings.train_text_encoder or settings.new_word
+            else 0
+        )
         + lora * _OPTIMIZER_BYTES[settings.optimizer] / GB
         + kept * wide * megapixels * settings.train_batch_size
         + _RUNTIME_GB

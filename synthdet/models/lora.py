@@ -38,6 +38,7 @@ from synthdet.models.lora_log import Log
 from synthdet.models.lora_step import Training
 from synthdet.models.lora_team import Team, find_team
 from synthdet.models.lora_text import TEXT_MODULES, EmbeddingCache, TextSide
+from synthdet.models.new_words import WORDS_NAME, NewWord, add_word, serialise_word
 from synthdet.models.protocols import TrainTile
 from synthdet.models.sdxl import (
     Embedding,
@@ -45,7 +46,7 @@ from synthdet.models.sdxl import (
     guides_from_zeros,
     load_pipeline,
 )
-from synthdet.workspace import atomic_path, read_json, write_json
+from synthdet.workspace import atomic_path, read_json, write_bytes, write_json
 
 WEIGHTS_NAME: Final = "pytorch_lora_weights.safetensors"
 KOHYA_NAME: Final = "pytorch_lora_weights_kohya.safetensors"
@@ -91,6 +92,8 @@ class SdxlLoraTrainer:
         validation_steps: Steps between two held-out losses.
         use_dora: Learn a magnitude beside each direction. Source: Liu et al., "DoRA", 2024.
         train_text_encoder: Both text encoders get a LoRA too, in their attention.
+        new_word: A word of the captions to learn as new tokens; None for none.
+        new_tokens: How many tokens.
         kohya_copy: Write the LoRA under kohya's names too.
         tensorboard: Write TensorBoard's event files where its package is installed.
         seed: Of everything random.
@@ -126,6 +129,8 @@ class SdxlLoraTrainer:
     validation_steps: int = 100
     use_dora: bool = False
     train_text_encoder: bool = False
+    new_word: str | None = None
+    new_tokens: int = 2
     kohya_copy: bool = False
     tensorboard: bool = True
     note: Callable[[str], None] = lambda _text: None
@@ -174,7 +179,7 @@ class SdxlLoraTrainer:
         while True:
             prune_checkpoints(folder / "checkpoints", keep=_KEPT_CHECKPOINTS)
             checkpoint = load_newest(folder / "checkpoints", note=self.note)
-            given = {_TILES: tiles, _HELD_OUT: val_tiles, _PRIOR: prior_tiles}
+            given = plan._spell({_TILES: tiles, _HELD_OUT: val_tiles, _PRIOR: prior_tiles})
             team.tell((replace(plan, note=_say_nothing), given, folder))
             try:
                 with memory_errors():
@@ -197,6 +202,31 @@ class SdxlLoraTrainer:
             self.note(f"out of memory: {did}")
             shape = {name: getattr(plan, name) for name in _SHAPE}
             write_json(folder / MEMORY_NAME, {**shape, "fell_back": fallen})
+
+    def _spell(self, given: Given) -> Given:
+        """The same with the new word as it is read, in captions and in what they count.
+
+        Raises:
+            SynthdetError: No caption has the word.
+        """
+        if not self.new_word:
+            return given
+        spell = NewWord(self.new_word, self.new_tokens).spell
+        spelt = {
+            name: [
+                replace(
+                    tile, caption=spell(tile.caption), names=tuple(spell(one) for one in tile.names)
+                )
+                for tile in tiles
+            ]
+            for name, tiles in given.items()
+        }
+        if spelt[_TILES] == list(given[_TILES]):
+            raise SynthdetError(
+                f"finetune.new_word: no caption has the word {self.new_word}, such as: "
+                f"{given[_TILES][0].caption}"
+            )
+        return spelt
 
     def _use_less_memory(self) -> tuple[SdxlLoraTrainer, str] | None:
         """The next smaller way to do the same steps, and what it is; None where there is none."""
@@ -229,9 +259,12 @@ class SdxlLoraTrainer:
         pipeline = load_pipeline(self.base_model, vae=self.vae, dtype=dtype)
         start = checkpoint.step if checkpoint else 0
         parts = {"unet": pipeline.unet}
-        text = None
-        if self.train_text_encoder:
+        text, rows = None, {}
+        if self.new_word:
+            rows = add_word(pipeline, NewWord(self.new_word, self.new_tokens))
+        if self.train_text_encoder or rows:
             text = TextSide(pipeline, device)
+        if text and self.train_text_encoder:
             parts |= text.encoders
         materials: dict[str, Material] = {}
         if start < self.max_train_steps:
@@ -241,7 +274,9 @@ class SdxlLoraTrainer:
         for part, network in parts.items():
             self._add_lora(part, network)
             network.to(device)
-        training = Training(self, parts, noiser, device, dtype, team)
+        for row in rows.values():
+            row.requires_grad_(True)  # with the rest of the text encoders they were frozen
+        training = Training(self, parts, rows, noiser, device, dtype, team)
         if checkpoint:
             training.restore(checkpoint)
         log = Log(folder, start, tensorboard=self.tensorboard) if team.leads else None
@@ -258,6 +293,9 @@ class SdxlLoraTrainer:
         tiles = given[_TILES]
         made = {KOHYA_NAME: serialise_kohya(self, parts, tiles)} if self.kohya_copy else {}
         made[WEIGHTS_NAME] = serialise(self, parts, tiles)
+        if self.new_word:
+            word = NewWord(self.new_word, self.new_tokens)
+            write_bytes(folder / WORDS_NAME, serialise_word(word, rows))
         for name, content in made.items():
             with atomic_path(folder / name) as temporary:
                 temporary.write_bytes(content)

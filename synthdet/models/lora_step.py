@@ -40,6 +40,7 @@ class Training:
         plan: The training's settings.
         parts: ``unet``, and the text encoders where they are trained, by the pipeline's names, each with
             its adapter and on its device.
+        rows: Of a new word, by name; on the device.
         noiser: A `DDPMScheduler`.
         device: Of the networks.
         dtype: Of their frozen weights and of the forward pass.
@@ -50,6 +51,7 @@ class Training:
         self,
         plan: SdxlLoraTrainer,
         parts: Mapping[str, Any],
+        rows: Mapping[str, Tensor],
         noiser: Any,
         device: str,
         dtype: torch.dtype,
@@ -62,8 +64,9 @@ class Training:
             f"{part}.{name}": parameter
             for part, network in parts.items()
             for name, parameter in network.named_parameters()
-            if parameter.requires_grad
+            if parameter.requires_grad and not any(parameter is row for row in rows.values())
         }
+        self._lora |= {f"words.{name}": row for name, row in rows.items()}
         self._optimizer = make_optimizer(
             plan.optimizer,
             list(self._lora.values()),

@@ -72,7 +72,7 @@ class TextSide:
 
     def __init__(self, pipeline: Any, device: str) -> None:
         self.encoders: dict[str, Any] = {
-            part: getattr(pipeline, part).to(device) for part in TEXT_PARTS
+            part: getattr(pipeline, part).requires_grad_(False).to(device) for part in TEXT_PARTS
         }
         self._tokenizers = (pipeline.tokenizer, pipeline.tokenizer_2)
         self._device = device

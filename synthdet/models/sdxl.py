@@ -32,6 +32,7 @@ from torch import Tensor
 
 from synthdet.errors import SynthdetError
 from synthdet.models.devices import memory_errors, resolve_device, resolve_dtype
+from synthdet.models.new_words import load_word
 from synthdet.models.protocols import Picture, PictureRequest
 from synthdet.models.sdxl_batch import (
     batch_for_cpu,
@@ -73,6 +74,7 @@ class SdxlGenerator:
         vae_batch_size: Pictures the VAE decodes at once.
         few_step_lora: LoRA distilled for few steps, to fuse as well; None for none.
         scheduler_options: What the scheduler is told beside the model's own noise schedule.
+        words: A word that was learned beside the LoRA; None for none.
         note: Hears what a person should know, such as a prompt that is cut.
 
     Raises:
@@ -93,6 +95,7 @@ class SdxlGenerator:
         vae_batch_size: int = 1,
         few_step_lora: Path | None = None,
         scheduler_options: Mapping[str, Any] | None = None,
+        words: Path | None = None,
         note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.scheduler = scheduler
@@ -107,6 +110,7 @@ class SdxlGenerator:
             fuse_lora(pipeline, few_step_lora, 1.0)
         if lora is not None and lora_scale > 0:
             fuse_lora(pipeline, lora, lora_scale)
+        self._word = load_word(pipeline, words) if words is not None else None
         # Tensor cores want channels last, and so do the CPU's convolutions.
         for part in (pipeline.unet, pipeline.vae):
             part.to(memory_format=torch.channels_last)
@@ -233,9 +237,10 @@ class SdxlGenerator:
         if prompt not in self._embeddings:
             while len(self._embeddings) >= _MAX_EMBEDDINGS:
                 del self._embeddings[next(iter(self._embeddings))]
-            if (tokens := count_lost_tokens(self._pipeline, prompt)) > 0:
+            spelt = self._word.spell(prompt) if self._word else prompt
+            if (tokens := count_lost_tokens(self._pipeline, spelt)) > 0:
                 self._note(f"the model does not read the last {tokens} tokens of: {prompt}")
-            self._embeddings[prompt] = encode_prompt(self._pipeline, prompt, self._device)
+            self._embeddings[prompt] = encode_prompt(self._pipeline, spelt, self._device)
         return self._embeddings[prompt]
 
     def _embed_negative(self, request: PictureRequest, like: Embedding) -> Embedding:

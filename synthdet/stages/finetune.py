@@ -6,16 +6,17 @@ Reads:
 
 Writes:
     ``2-finetune/pytorch_lora_weights.safetensors`` in diffusers' format, and on request a copy in
-    kohya's; ``metrics.jsonl``, a line a logged step; ``memory.json``, what the training fell back to
-    where memory ran out; ``model.json``, what the LoRA belongs to, so that later stages see it change;
-    ``trained_on.json``, the photos it has seen; ``samples/``, the base model's picture beside the
-    LoRA's, same prompt and seed; ``prior/`` and ``prior.jsonl``, the base model's own pictures where
-    it is asked to keep them; ``checkpoints/``, the training's last state; ``cache/`` (latents) while it trains.
+    kohya's; ``embeddings.safetensors``, a word that was learned beside it; ``metrics.jsonl``, a line a
+    logged step; ``memory.json``, what the training fell back to where memory ran out; ``model.json``,
+    what the LoRA belongs to, so that later stages see it change; ``trained_on.json``, the photos it has
+    seen; ``samples/``, the base model's picture beside the LoRA's, same prompt and seed; ``prior/`` and
+    ``prior.jsonl``, the base model's own pictures where it is asked to keep them; ``checkpoints/``, the
+    training's last state; ``cache/`` (latents, captions) while it trains.
 
 Resume:
     The trainer goes on from its newest whole checkpoint and ends with the same weights. Pictures of the
-    base model are drawn where one is missing; samples all again. When photos are added, the LoRA stays, as one of the earlier set, as
-    long as all that it has seen is still in train.
+    base model are drawn where one is missing; samples all again. When photos are added, the LoRA stays,
+    as one of the earlier set, as long as all that it has seen is still in train.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ from synthdet.workspace import (
 )
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+WORDS_NAME = "embeddings.safetensors"
 KOHYA_NAME = "pytorch_lora_weights_kohya.safetensors"
 METRICS_NAME = "metrics.jsonl"
 MEMORY_NAME = "memory.json"
@@ -109,6 +111,8 @@ def run(
     made = [weights]
     if settings.kohya_copy and settings.lora is None:
         made.append(folder.path / KOHYA_NAME)
+    if settings.new_word is not None and settings.lora is None:
+        made.append(folder.path / WORDS_NAME)
     promised = (*made, model, folder.path / METRICS_NAME, *trained_on, *samples)
     if done and all(path.exists() for path in promised):
         lock = folder.lock() or {}
@@ -147,7 +151,8 @@ def run(
     write_json(model, {"base_model": settings.base_model, "vae": settings.vae})
     if not all(path.exists() for path in samples):
         _draw_samples(samples, train_tiles, weights, config, reporter, open_generator)
-    folder.close(outputs=[weights, model], counts=counts, runtime=runtime)
+    words = [path for path in made if path.name == WORDS_NAME]
+    folder.close(outputs=[weights, model, *words], counts=counts, runtime=runtime)
     reporter.close("finetune", _closing_line({**counts, **runtime}))
 
 

@@ -190,6 +190,30 @@ def test_no_memory_for_samples_does_not_lose_the_lora(tmp_path: Path) -> None:
     assert workspace.stage("finetune").output()
 
 
+# --- a new word ------------------------------------------------------------------------------------
+
+
+class Linguist(FakeLoraTrainer):
+    """Learns a word too."""
+
+    def train(self, tiles: Any, folder: Path, **others: Any) -> None:
+        super().train(tiles, folder, **others)
+        (folder / "embeddings.safetensors").write_bytes(b"rows" + bytes([len(tiles)]))
+
+
+def test_a_learned_word_is_part_of_what_was_made(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run", new_word="whale")
+    make(workspace, config, Linguist(), {})
+    output = workspace.stage("finetune").output()
+    make(workspace, config, None)
+    plain, other = start(tmp_path / "plain")
+    make(plain, other, Linguist(), {})
+    assert plain.stage("finetune").output() != output
+    (workspace.root / "2-finetune" / "embeddings.safetensors").unlink()
+    make(workspace, config, Linguist())
+    assert workspace.stage("finetune").output() == output
+
+
 # --- the base model's own pictures -----------------------------------------------------------------
 
 PRIOR: dict[str, Any] = {"prior_pictures": 3, "prior_prompt": "a whale"}
