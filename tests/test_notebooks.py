@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ from PIL import Image
 
 from synthdet.config import Config
 from synthdet.core.records import Box, DetectedBox, Detections, ManifestEntry, Source, Split
-from synthdet.workspace import Workspace, hash_file, write_json, write_records, write_text
+from synthdet.workspace import (
+    Workspace,
+    hash_file,
+    read_json,
+    write_json,
+    write_records,
+    write_text,
+)
+from tests.quick import QUICK_SETTINGS, quick_survey, skip_without_weights
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 WIDTH, HEIGHT = 96, 64
@@ -68,7 +77,7 @@ def evaluated_run(folder: Path, *, arms: tuple[str, ...]) -> Workspace:
 
 
 def test_there_are_notebooks() -> None:
-    assert "compare_detectors" in [path.stem for path in NOTEBOOKS]
+    assert {"compare_detectors", "colab_t4"} <= {path.stem for path in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -99,3 +108,39 @@ def test_the_comparison_runs(
     assert outputs[0]["text"] == "Not shown.\n"
     drawn = [o for o in outputs if "image/png" in o.get("data", {})]
     assert len(drawn) == 4, "pairs, intervals, train pictures, test pictures"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_whole_journey_runs_in_a_notebook_and_goes_on_in_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_without_weights()
+    run = tmp_path / "drive" / "runs" / "whales"
+    monkeypatch.setenv("SYNTHDET_PHOTOS", str(quick_survey(tmp_path / "survey")))
+    monkeypatch.setenv("SYNTHDET_RUN", str(run))
+    monkeypatch.setenv("SYNTHDET_CONFIG", "pocket")
+    monkeypatch.setenv("SYNTHDET_SETTINGS", json.dumps(QUICK_SETTINGS))
+    notebook = nbformat.read(
+        next(path for path in NOTEBOOKS if path.stem == "colab_t4"), as_version=4
+    )
+
+    def execute(cells: int | None) -> str:
+        part = notebook.copy()
+        part.cells = notebook.cells[:cells]
+        resources = {"metadata": {"path": str(tmp_path)}}
+        NotebookClient(part, timeout=900, resources=resources).execute()
+        return "".join(
+            output.get("text", "") for cell in part.cells for output in cell.get("outputs", [])
+        )
+
+    until_pictures = next(
+        index for index, cell in enumerate(notebook.cells) if "sheet" in cell.source
+    )
+    assert "8 pictures" in execute(until_pictures + 1)
+    before = {path.name: path.stat().st_mtime_ns for path in run.glob("3-generate/images/*")}
+    assert len(before) == 8
+    sentence = execute(None).strip().splitlines()[-1]
+    after = {path.name: path.stat().st_mtime_ns for path in run.glob("3-generate/images/*")}
+    assert after == before, "the second session made no picture again"
+    assert sentence == read_json(run / "7-evaluate" / "verdict.json")["sentence"]
