@@ -2,6 +2,7 @@
 
     python benchmarks/generate.py [--quick] [--work FOLDER] [--parts speed,memory,placed,gpu]
                                   [--run RUN --judge WEIGHTS]
+    python benchmarks/generate.py --full-size-on-cpu [--work FOLDER]
 
 - *speed*: the embedded SDXL with a LoRA of random weights, on two sides in processes of their own, in
   turns, A B A B, the median of the rounds' ratios. Ours is the generate stage. The loop is diffusers as
@@ -18,6 +19,9 @@
 - *gpu*, only where there is one: SDXL at full size, random weights, 1024 pixels, guidance, to disk:
   10 and 20 steps, 10 also beside the loop at the same batch size. `share_of_limit` is of what a matrix
   product in the same run says this GPU could do. Without a GPU these figures are null.
+
+``--full-size-on-cpu`` does nothing but draw one picture of 512 pixels in two steps with SDXL at full size on
+the CPU, in bfloat16, and says how much memory that took.
 
 Progress goes to stderr, one JSON object to stdout. `ok` is whether every target is met.
 """
@@ -80,6 +84,7 @@ GPU_TARGETS: dict[str, tuple[str, float]] = {
 TFLOP_1024 = {10: 145.7, 20: 280.9}
 """UNet with guidance and VAE, of one picture of 1024 pixels, by denoising steps."""
 PLACED_TARGETS: dict[str, tuple[str, float]] = {"placed_hit_rate": (">=", 0.7)}
+CPU_TARGETS: dict[str, tuple[str, float]] = {"peak_rss_gb": ("<=", 24.0)}
 PARTS = ("speed", "memory", "placed", "gpu")
 JUDGE_CONFIDENCE = 0.25
 QUIET = Reporter(Console(quiet=True))
@@ -123,6 +128,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few of everything: does it run?")
     parser.add_argument("--work", type=Path, help="folder to work in; a temporary one without it")
     parser.add_argument("--parts", default=",".join(PARTS), help="which, separated by commas")
+    parser.add_argument("--full-size-on-cpu", action="store_true", help="two steps of real size")
     parser.add_argument("--run", type=Path, help="a run with its LoRA, for the part placed")
     parser.add_argument("--judge", type=Path, help="a detector's folder, for the part placed")
     parser.add_argument("--side", help=argparse.SUPPRESS)
@@ -136,7 +142,9 @@ def main() -> None:
     figures: dict[str, Any] = {}
     targets = dict(TARGETS)
     try:
-        for part in arguments.parts.split(","):
+        if arguments.full_size_on_cpu:
+            figures, targets = _measure_full_size_on_cpu(work), dict(CPU_TARGETS)
+        for part in () if arguments.full_size_on_cpu else arguments.parts.split(","):
             started = time.monotonic()
             if part == "placed":
                 made = _measure_placed(work, arguments.quick, arguments.run, arguments.judge)
@@ -258,6 +266,18 @@ def _measure_gpu(work: Path, quick: bool) -> dict[str, Any]:
     return figures
 
 
+def _measure_full_size_on_cpu(work: Path) -> dict[str, Any]:
+    from finetune import _in_child, write_full_pipeline
+
+    pipeline = _in_child(write_full_pipeline, work / "full")
+    case = Case(
+        pipeline=str(pipeline), lora="", pixels=512, pictures=1, steps=2, batch=1, precision="bf16"
+    )
+    with _Side("ours", work, case) as side:
+        told = side.ask("once")
+    return {name: told[name] for name in ("seconds", "peak_rss_gb")}
+
+
 def _race(
     work: Path, case: Case, sides: Sequence[str], *, rounds: int, check: bool = True
 ) -> dict[str, list[dict[str, Any]]]:
@@ -357,6 +377,7 @@ def _serve(side: str, work: Path, case: Case) -> None:
         told = make(folder)
         told["seconds"] = time.perf_counter() - begun
         after = resource.getrusage(resource.RUSAGE_SELF)
+        told["peak_rss_gb"] = round(after.ru_maxrss / 2**20, 2)
         told["processor_seconds"] = sum(
             getattr(after, name) - getattr(before, name) for name in ("ru_utime", "ru_stime")
         )
@@ -368,8 +389,9 @@ def _open_ours(work: Path, case: Case) -> Make:
 
     settings = case.config().generate
     generator = SdxlGenerator(
-        case.pipeline, vae=None, lora=Path(case.lora), lora_scale=settings.lora_scale,
-        scheduler=settings.scheduler, mixed_precision=case.precision, device=case.device,
+        case.pipeline, vae=None, lora=Path(case.lora) if case.lora else None,
+        lora_scale=settings.lora_scale, scheduler=settings.scheduler,
+        mixed_precision=case.precision, device=case.device,
     )  # fmt: skip
 
     def make(folder: Path) -> dict[str, Any]:

@@ -33,3 +33,20 @@ def test_the_stage_is_faster_than_the_loop_and_draws_the_same() -> None:
     assert figures["save_stall_share"] <= 0.05
     assert figures["rss_growth_mb"] <= 16
     assert figures["placed_hit_rate"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.skipif(
+    "SYNTHDET_FULL_SIZE" not in os.environ,
+    reason="SDXL at full size: 7 GB of disk, 24 GB of memory, minutes; set SYNTHDET_FULL_SIZE=1",
+)
+def test_sdxl_at_full_size_takes_two_steps_on_a_cpu() -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--full-size-on-cpu"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["ok"], result
