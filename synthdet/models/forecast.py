@@ -19,14 +19,15 @@ from synthdet.models.machine import GB, Check
 from synthdet.workspace import free_bytes
 
 _UNET_WEIGHTS: Final = 2.5675e9
+_UNET_LINEAR_WEIGHTS: Final = 2.233e9
 _TEXT_WEIGHTS: Final = 0.817e9
 _VAE_WEIGHTS: Final = 0.0837e9
 _LORA_WEIGHTS_A_RANK: Final = 23.2e6 / 16
 """Of the four attention layers of the UNet."""
 _KEPT_GB: Final = {False: 5.61, True: 0.49}
 """By `gradient_checkpointing`: what autograd keeps of one picture of 1024 pixels, in 16 bits."""
-_KEPT_BY_DORA: Final = 7.81 / 5.61
-"""Its layers are peft's own, which keep their inputs in float32."""
+_KEPT_BY_PEFT: Final = 7.81 / 5.61
+"""By `use_dora` and 8-bit weights: peft's own layers keep their inputs in float32."""
 _TFLOP: Final = {False: (12.156, 2.032), True: (16.765, 2.571)}
 """By `gradient_checkpointing`: of a picture of n megapixels (1 is 1024 pixels squared), a * n + b * n * n."""
 _VAE_ENCODE_TFLOP: Final = 4.879
@@ -81,9 +82,13 @@ def forecast(config: Config, *, num_tiles: int) -> Forecast:
     wide = 2 if settings.mixed_precision == "no" else 1
     bytes_a_weight = 2 * wide
     lora = _LORA_WEIGHTS_A_RANK * settings.rank
-    kept = _KEPT_GB[settings.gradient_checkpointing] * (_KEPT_BY_DORA if settings.use_dora else 1)
+    own = settings.use_dora or settings.base_weights == "int8"
+    kept = _KEPT_GB[settings.gradient_checkpointing] * (_KEPT_BY_PEFT if own else 1)
+    unet = _UNET_WEIGHTS * bytes_a_weight
+    if settings.base_weights == "int8":
+        unet -= _UNET_LINEAR_WEIGHTS * (bytes_a_weight - 1)
     training = (
-        _UNET_WEIGHTS * bytes_a_weight / GB
+        unet / GB
         + (
             _TEXT_WEIGHTS * bytes_a_weight / GB
             if settings.train_text_encoder or settings.new_word

@@ -12,6 +12,7 @@ import math
 import shutil
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
@@ -33,6 +34,7 @@ from synthdet.models.checkpoints import (
 from synthdet.models.devices import memory_errors, resolve_device, resolve_dtype
 from synthdet.models.lora_data import NUM_SYMMETRIES, LatentCache, Material, count_anew
 from synthdet.models.lora_file import check_weights, serialise, serialise_kohya
+from synthdet.models.lora_int8 import to_int8
 from synthdet.models.lora_log import METRICS_NAME as METRICS_NAME
 from synthdet.models.lora_log import Log
 from synthdet.models.lora_step import Training
@@ -92,6 +94,7 @@ class SdxlLoraTrainer:
         validation_steps: Steps between two held-out losses.
         use_dora: Learn a magnitude beside each direction. Source: Liu et al., "DoRA", 2024.
         train_text_encoder: Both text encoders get a LoRA too, in their attention.
+        base_weights: "full", or "int8" for the frozen UNet's linear layers in 8 bits.
         new_word: A word of the captions to learn as new tokens; None for none.
         new_tokens: How many tokens.
         kohya_copy: Write the LoRA under kohya's names too.
@@ -129,6 +132,7 @@ class SdxlLoraTrainer:
     validation_steps: int = 100
     use_dora: bool = False
     train_text_encoder: bool = False
+    base_weights: str = "full"
     new_word: str | None = None
     new_tokens: int = 2
     kohya_copy: bool = False
@@ -257,6 +261,8 @@ class SdxlLoraTrainer:
         device = resolve_device(self.device)
         dtype = resolve_dtype(self.mixed_precision, device)
         pipeline = load_pipeline(self.base_model, vae=self.vae, dtype=dtype)
+        if self.base_weights == "int8":
+            to_int8(pipeline.unet)
         start = checkpoint.step if checkpoint else 0
         parts = {"unet": pipeline.unet}
         text, rows = None, {}
@@ -363,7 +369,10 @@ class SdxlLoraTrainer:
             target_modules=list(self.target_modules if part == "unet" else TEXT_MODULES),
         )
         try:
-            with torch.random.fork_rng(devices=[]):  # the only way to seed what peft draws
+            with (
+                torch.random.fork_rng(devices=[]),
+                _quiet_merging(),
+            ):  # the only way to seed what peft draws
                 torch.manual_seed(self.seed)
                 network.add_adapter(config)
         except ValueError as error:
@@ -459,6 +468,14 @@ def _check_finite(value: float, step: int, checkpoints: Path) -> None:
         f"the training diverged before step {step} (not a number): lower finetune.learning_rate "
         f"and start again with --redo; {kept}"
     )
+
+
+@contextmanager
+def _quiet_merging() -> Iterator[None]:
+    """Without peft's word, a layer, that it cannot merge into torchao's weights: nobody will."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated without")
+        yield
 
 
 @contextmanager

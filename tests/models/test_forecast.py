@@ -40,6 +40,8 @@ def test_memory_grows_with_what_it_is_made_of() -> None:
     ):  # fmt: skip
         assert forecast(config(**options), num_tiles=100).training_gb > lean.training_gb
     assert forecast(config(512), num_tiles=100).training_gb < lean.training_gb
+    small = forecast(config(train_batch_size=1, base_weights="int8"), num_tiles=100)
+    assert lean.training_gb - small.training_gb == pytest.approx(2.2, abs=0.3)
 
 
 @pytest.mark.parametrize("size", [8, 16, 24, 80])
