@@ -17,7 +17,7 @@
   (a detector's folder, such as the judge's that `benchmarks/pocket.py` keeps): pictures of one animal in
   mode `placed`; `placed_hit_rate` is the share in which the judge finds it at IoU 0.5 with the box.
 - *gpu*, only where there is one: SDXL at full size, random weights, 1024 pixels, guidance, to disk:
-  10 and 20 steps, 10 also beside the loop at the same batch size. `share_of_limit` is of what a matrix
+  10 and 20 steps, compiled, 10 also beside the loop at the same batch size, and not compiled. `share_of_limit` is of what a matrix
   product in the same run says this GPU could do. Without a GPU these figures are null.
 
 ``--full-size-on-cpu`` does nothing but draw one picture of 512 pixels in two steps with SDXL at full size on
@@ -39,7 +39,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,7 @@ class Case:
     batch: int
     precision: str = "no"
     device: str = "cpu"
+    compiled: bool = False
 
     def config(self) -> Config:
         """The run's settings."""
@@ -240,7 +241,10 @@ def _measure_placed(
 def _measure_gpu(work: Path, quick: bool) -> dict[str, Any]:
     import torch
 
-    names = (*GPU_TARGETS, "share_of_limit", "share_of_limit_20", "peak_gb_1024")
+    names = (
+        *GPU_TARGETS, "share_of_limit", "share_of_limit_20", "pictures_per_second_1024_10_eager",
+        "peak_gb_1024",
+    )  # fmt: skip
     if not torch.cuda.is_available():
         return dict.fromkeys(names)
     from finetune import _run_matmul, write_full_pipeline
@@ -252,7 +256,7 @@ def _measure_gpu(work: Path, quick: bool) -> dict[str, Any]:
     for steps in (10, 20):
         case = Case(
             pipeline=str(pipeline), lora=str(lora), pixels=1024, pictures=16 if quick else 64,
-            steps=steps, batch=8, precision="bf16", device="cuda",
+            steps=steps, batch=8, precision="bf16", device="cuda", compiled=True,
         )  # fmt: skip
         sides = ("ours", "batched") if steps == 10 else ("ours",)
         told = _race(work, case, sides, rounds=1 if quick else 3, check=False)
@@ -263,6 +267,10 @@ def _measure_gpu(work: Path, quick: bool) -> dict[str, Any]:
         figures["peak_gb_1024"] = told["ours"][-1]["peak_gb"]
         if steps == 10:
             figures["speedup_vs_loop_1024_10"] = _ratio(told, "batched", "seconds")
+            eager = replace(case, compiled=False)
+            told = _race(work, eager, ("ours",), rounds=1 if quick else 3, check=False)
+            rate = case.pictures / statistics.median(one["seconds"] for one in told["ours"])
+            figures["pictures_per_second_1024_10_eager"] = round(rate, 3)
     return figures
 
 
@@ -391,7 +399,7 @@ def _open_ours(work: Path, case: Case) -> Make:
     generator = SdxlGenerator(
         case.pipeline, vae=None, lora=Path(case.lora) if case.lora else None,
         lora_scale=settings.lora_scale, scheduler=settings.scheduler,
-        mixed_precision=case.precision, device=case.device,
+        mixed_precision=case.precision, device=case.device, compile_networks=case.compiled,
     )  # fmt: skip
 
     def make(folder: Path) -> dict[str, Any]:

@@ -314,6 +314,43 @@ def test_a_few_step_lora_is_fused_beside_the_own_one(base: Path, tmp_path: Path)
     assert not torch.equal(own, none)
 
 
+def test_the_batch_size_follows_from_what_one_and_two_pictures_take(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = SdxlGenerator(base, **OPTIONS)
+    assert generator.find_batch_size(width=256, height=256) == 2
+    # No GPU is needed to see that its figures are put together rightly.
+    generator._device = "cuda"
+    drawn: list[int] = []
+    monkeypatch.setattr(generator, "generate", lambda requests, **_: drawn.append(len(requests)))
+    figures = {
+        "memory_allocated": lambda: 10,
+        "reset_peak_memory_stats": lambda: None,
+        "max_memory_allocated": lambda: 10 + 20 + 10 * drawn[-1],
+        "mem_get_info": lambda: (150, 200),
+        "empty_cache": lambda: None,
+    }
+    for name, figure in figures.items():
+        monkeypatch.setattr(torch.cuda, name, figure)
+    assert generator.find_batch_size(width=256, height=256) == 8, "20 + 10 a picture, of 120"
+    assert drawn == [1, 2]
+
+
+def test_compiled_networks_draw_the_same(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = draw(SdxlGenerator(base, **OPTIONS), *REQUESTS)
+    compiled: list[str] = []
+    make = torch.nn.Module.compile
+
+    def capture(module: torch.nn.Module, **options: Any) -> None:
+        compiled.append(type(module).__name__)
+        make(module, **options, backend="eager")  # graphs are captured whole; no compiler needed
+
+    monkeypatch.setattr(torch.nn.Module, "compile", capture)
+    drawn = draw(SdxlGenerator(base, **OPTIONS, compile_networks=True), *REQUESTS)
+    assert compiled == ["UNet2DConditionModel", "Decoder"]
+    assert np.abs(np.array(drawn, int) - np.array(expected, int)).max() <= 1
+
+
 def test_a_scheduler_is_told_options_it_knows(base: Path) -> None:
     own = sdxl.load_pipeline(base, vae=None, dtype=torch.float32).scheduler
     made = sdxl.make_scheduler("EulerDiscreteScheduler", own, {"timestep_spacing": "trailing"})
