@@ -408,10 +408,8 @@ class SdxlLoraTrainer:
                 training.step(step, materials[_TILES], materials.get(_PRIOR))
                 last = step == self.max_train_steps
                 validating = bool(held_out) and (last or step % self.validation_steps == 0)
-                logging = step % _LOG_STEPS == 0 or last or validating
-                # Several processes have to stop after the same step, and to agree they have to wait.
-                stopping = team.agree(stop.is_set()) if team.size == 1 or logging else False
-                if logging:
+                stopping = team.agree(stop.is_set())  # all have to stop after the same step
+                if step % _LOG_STEPS == 0 or last or validating:
                     figures = training.read_figures()
                     _check_finite(figures["loss"], step, checkpoints)
                     if log and validating and held_out:

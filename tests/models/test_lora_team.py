@@ -5,9 +5,11 @@ from __future__ import annotations
 import doctest
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def test_every_pass_is_made_by_one_of_them() -> None:
     assert sorted(one for share in shares for one in share) == passes
 
 
-def launch(root: Path, processes: int) -> subprocess.CompletedProcess[str]:
+def start(root: Path, processes: int) -> subprocess.Popen[str]:
     """``synthdet finetune`` in so many processes on the CPU."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -69,35 +71,44 @@ def launch(root: Path, processes: int) -> subprocess.CompletedProcess[str]:
         "--main_process_port", str(port),
     ]  # fmt: skip
     command = [sys.executable, *(several if processes > 1 else [])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
+    return subprocess.Popen(
         [*command, "-m", "synthdet.cli", "finetune", str(root)],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def launch(root: Path, processes: int) -> str:
+    """The same to its end; returns what was said."""
+    process = start(root, processes)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def settings(base: Path, **others: Any) -> dict[str, Any]:
+    return {
+        **OPTIONS,
+        "base_model": str(base),
+        "num_samples": 0,
+        "gradient_accumulation_steps": 3,  # which two cannot share evenly
+        "crop_fraction": 0.5,
+        **others,
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     base = tiny_sdxl(tmp_path / "sdxl")
-    named = ("device", "vae", "tensorboard")
-    settings: dict[str, Any] = {
-        **{name: value for name, value in OPTIONS.items() if name not in named},
-        "base_model": str(base),
-        "vae": None,
-        "device": "cpu",
-        "num_samples": 0,
-        "max_train_steps": 12,
-        "gradient_accumulation_steps": 3,  # which two cannot share evenly
-        "crop_fraction": 0.5,
-        "tensorboard": False,
-    }
+    sections = {"finetune": settings(base, max_train_steps=12)}
     weights, logged, kept = [], [], []
     for processes in (1, 2):
-        workspace = make_prepared_run(tmp_path / str(processes), sections={"finetune": settings})
-        done = launch(workspace.root, processes)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count(" 12 steps ") == 1, "one of them tells, the others work"
+        workspace = make_prepared_run(tmp_path / str(processes), sections=sections)
+        said = launch(workspace.root, processes)
+        assert said.count(" 12 steps ") == 1, "one of them tells, the others work"
         folder = workspace.root / "2-finetune"
         weights.append(load_file(folder / "pytorch_lora_weights.safetensors"))
         lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -110,5 +121,26 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
             assert two[name] == pytest.approx(one[name], rel=1e-4)
     for name, expected in weights[0].items():
         torch.testing.assert_close(weights[1][name], expected, atol=1e-4, rtol=1e-3)
-    again = launch(tmp_path / "2" / "run", 2)  # nothing is left to do, and nobody waits for ever
-    assert again.returncode == 0, again.stderr
+    launch(tmp_path / "2" / "run", 2)  # nothing is left to do, and nobody waits for ever
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_that_are_stopped_go_on_with_the_same_bits(tmp_path: Path) -> None:
+    base = tiny_sdxl(tmp_path / "sdxl")
+    sections = {"finetune": settings(base, max_train_steps=120, checkpointing_steps=1000)}
+    whole, torn = (
+        make_prepared_run(tmp_path / name, sections=sections).root for name in ("whole", "torn")
+    )
+    launch(whole, 2)
+    process, log = start(torn, 2), torn / "2-finetune" / "metrics.jsonl"
+    while not (log.exists() and log.read_text().count("\n") >= 3):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    (checkpoint,) = (torn / "2-finetune" / "checkpoints").glob("step-*")
+    assert 20 <= int(checkpoint.name.removeprefix("step-")) < 120
+    launch(torn, 2)
+    name = "2-finetune/pytorch_lora_weights.safetensors"
+    assert (torn / name).read_bytes() == (whole / name).read_bytes()
