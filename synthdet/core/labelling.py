@@ -340,7 +340,10 @@ def decide_label(
     drawn = tuple(box for box in drop_twice_drawn(boxes) if box.confidence >= review_from)
     accepted = tuple(box for box in drawn if rules.accepts(box, placed))
     visible = tuple(
-        box for box in drawn if rules.accepts(box, placed) or not _belongs_to(box, accepted)
+        box
+        for box in drawn
+        if rules.accepts(box, placed)
+        or not (_belongs_to(box, accepted) or _lies_in_known_water(box, placed))
     )
     status, reason = _judge(
         drawn, visible, accepted, size_wh=size_wh, asked_for=asked_for, rules=rules
@@ -443,6 +446,11 @@ def _belongs_to(box: DetectedBox, accepted: Sequence[DetectedBox]) -> bool:
         intersection(box.xyxy, other.xyxy) > UNSURE_OVERLAP * min(area(box.xyxy), area(other.xyxy))
         for other in accepted
     )
+
+
+def _lies_in_known_water(box: DetectedBox, placed: Sequence[PlacedBox] | None) -> bool:
+    """Whether a box is where a person saw no animal in the real tile, and none was painted since."""
+    return placed is not None and not any(intersection(box.xyxy, one.xyxy) for one in placed)
 
 
 def _share(xyxy: XYXY, size_wh: tuple[int, int]) -> float:

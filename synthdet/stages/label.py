@@ -410,7 +410,7 @@ def _make_rules(given: _Labelled, calibration: Calibration, config: Config) -> L
         confidence=calibration.accept_confidence,
         review_confidence=config.label.review_confidence,
         negatives=config.label.negatives,
-        placed_confidence=calibration.confidence,
+        placed_confidence=config.label.review_confidence,
         agreement=config.label.agreement,
         sizes=size_prior(real) if config.label.sizes else None,
     )

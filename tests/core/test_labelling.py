@@ -41,6 +41,9 @@ WHOLE = DetectedBox(xyxy=(0, 1, 96, 64), class_id=0, confidence=0.9)
         ([drawn(0.25)], "one unsure box"),
         ([drawn(0.9, left=4)], "a box where no animal was painted"),  # IoU 0.43
         ([drawn(0.35, left=4)], "one unsure box"),
+        ([drawn(0.9), drawn(0.45, left=10)], None),  # unsure, in water that is known to be empty
+        ([drawn(0.9), drawn(0.45, left=9)], "one unsure box"),
+        ([drawn(0.9), drawn(0.6, left=20)], "asked for one, found two"),
         ([drawn(0.9, class_id=1)], "found another kind than asked for"),
         ([], "nothing found"),
     ],
