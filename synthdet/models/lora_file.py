@@ -57,7 +57,7 @@ def serialise(plan: SdxlLoraTrainer, parts: Mapping[str, Any], tiles: Sequence[T
         "format": "pt",
         LORA_ADAPTER_METADATA_KEY: json.dumps(config, indent=2, sort_keys=True),
     }
-    return _sort_metadata(save(_read_tensors(parts), metadata=metadata))
+    return sort_metadata(save(_read_tensors(parts), metadata=metadata))
 
 
 def describe(plan: SdxlLoraTrainer, tiles: Sequence[TrainTile]) -> dict[str, str]:
@@ -101,7 +101,7 @@ def _read_tensors(parts: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def _sort_metadata(content: bytes) -> bytes:
+def sort_metadata(content: bytes) -> bytes:
     """The same safetensors file with its metadata in order: the library writes it in a random one."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -147,7 +147,7 @@ def serialise_kohya(
         "ss_network_dim": str(plan.rank),
         "ss_network_module": "networks.lora",
     }
-    return _sort_metadata(save(tensors, metadata=metadata))
+    return sort_metadata(save(tensors, metadata=metadata))
 
 
 def _unet_config(unet: Any, key: str) -> Any:

@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from synthdet.errors import SynthdetError
+from synthdet.models.lora_file import sort_metadata
 
 WORDS_NAME: Final = "embeddings.safetensors"
 _PARTS: Final = {
@@ -126,7 +127,8 @@ def add_word(
 def serialise_word(word: NewWord, rows: Mapping[str, Tensor]) -> bytes:
     """The file's bytes: the rows, and in the header the word."""
     header = {"format": "pt", "synthdet.word": word.word}
-    return save({name: row.detach().cpu().contiguous() for name, row in rows.items()}, header)
+    tensors = {name: row.detach().cpu().contiguous() for name, row in rows.items()}
+    return sort_metadata(save(tensors, header))
 
 
 def load_word(pipeline: Any, path: Path) -> NewWord:

@@ -73,6 +73,11 @@ def test_at_the_start_the_word_is_read_as_before(base: Path, eos_by_highest: boo
     torch.testing.assert_close(same.pooled, before[1].pooled)
 
 
+def test_the_same_rows_are_the_same_bytes() -> None:
+    rows = {"clip_l": torch.ones(4, 8), "clip_g": torch.ones(4, 12)}
+    assert len({serialise_word(SEAL, rows) for _ in range(40)}) == 1
+
+
 def test_a_file_is_read_back_here_and_by_diffusers(base: Path, tmp_path: Path) -> None:
     pipeline = load(base)
     rows = add_word(pipeline, SEAL)
