@@ -346,7 +346,7 @@ def decide_label(
         or not (_belongs_to(box, accepted) or _lies_in_known_water(box, placed))
     )
     status, reason = _judge(
-        drawn, visible, accepted, size_wh=size_wh, asked_for=asked_for, rules=rules
+        drawn, visible, accepted, size_wh=size_wh, asked_for=asked_for, placed=placed, rules=rules
     )
     if status == "accept" and placed is not None:
         reason = _misplaced(accepted, placed)
@@ -362,6 +362,7 @@ def _judge(
     *,
     size_wh: tuple[int, int],
     asked_for: Sequence[int] | None,
+    placed: Sequence[PlacedBox] | None,
     rules: LabelRules,
 ) -> tuple[LabelStatus, str | None]:
     if not visible:
@@ -380,7 +381,7 @@ def _judge(
     if len(accepted) < len(visible):
         unsure = len(visible) - len(accepted)
         return "review", f"{number_word(unsure)} unsure box{'es' if unsure > 1 else ''}"
-    reasons = (_doubt(box, drawn, size_wh=size_wh, rules=rules) for box in accepted)
+    reasons = (_doubt(box, drawn, size_wh=size_wh, placed=placed, rules=rules) for box in accepted)
     reason = next((reason for reason in reasons if reason is not None), None)
     return ("accept", None) if reason is None else ("review", reason)
 
@@ -405,6 +406,7 @@ def _doubt(
     drawn: Sequence[DetectedBox],
     *,
     size_wh: tuple[int, int],
+    placed: Sequence[PlacedBox] | None,
     rules: LabelRules,
 ) -> str | None:
     """Why a confident box needs a look all the same, in words; None where it does not."""
@@ -412,8 +414,8 @@ def _doubt(
         return "one box around several animals"
     if box.agreement is not None and box.agreement < rules.agreement:
         return "the views disagree about a box"
-    if rules.sizes is None:
-        return None
+    if rules.sizes is None or (placed and _marks_any(box, placed)):
+        return None  # Where an animal was painted its size is known.
     length = _length(box.xyxy)
     if length > rules.sizes.longest:
         return "a box larger than real animals"

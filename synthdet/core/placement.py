@@ -33,7 +33,7 @@ def plan_modes(
     Modes are spread evenly, among pictures with animals and backgrounds alike. `image` takes a train
     tile that shows what the prompt asks for, or if there is none, one with any animals. `placed` takes
     a background tile, and for each animal asked for a box that has the size of a real one of its class,
-    in any of its eight turns and mirrors: from above there is no up.
+    in any of its eight turns and mirrors: from above there is no up. Tiles are turned likewise.
     A background is never placed: it is drawn from text. It is drawn from text too where the mode
     wants a background tile and there is none. Tiles and sizes come up evenly, in random order.
 
@@ -59,11 +59,15 @@ def plan_modes(
             mode = "text"
         if mode == "image":
             tile = chooser.tile_like(picture.asked_for)
-            picture = replace(picture, mode=mode, source_tile=tile.tile_id)
+            view = chooser.view_of(tile)
+            picture = replace(picture, mode=mode, source_tile=tile.tile_id, source_view=view)
         elif mode == "placed":
             tile = chooser.background()
             boxes = chooser.place(picture, tile)
-            picture = replace(picture, mode=mode, source_tile=tile.tile_id, placed=boxes)
+            view = chooser.view_of(tile)
+            picture = replace(
+                picture, mode=mode, source_tile=tile.tile_id, source_view=view, placed=boxes
+            )
         made.append(picture)
     return tuple(made)
 
@@ -128,6 +132,12 @@ class _Chooser:
                 "raise prepare.background_fraction, or set generate.mode to text"
             )
         return self._empty[self._next(("empty",), len(self._empty))]
+
+    def view_of(self, tile: Tile) -> int:
+        """One of the tile's eight views, or of the four in which it keeps its width."""
+        if tile.width == tile.height:
+            return int(self._rng.integers(8))
+        return 2 * int(self._rng.integers(4))
 
     def place(self, picture: PlannedPicture, tile: Tile) -> tuple[PlacedBox, ...]:
         """A box for each animal asked for, whole inside the tile, apart from the others if it can be."""

@@ -33,6 +33,7 @@ class PlannedPicture:
         background: Whether the prompt asks for a picture without animals.
         mode: How it is drawn (`core.placement.plan_modes`).
         source_tile: The real train tile that it starts from; None in mode `text`.
+        source_view: In which of its eight views, numbered as `PlacedBox.animal_view`.
         placed: Where each animal is painted into that tile, in mode `placed`.
     """
 
@@ -44,6 +45,7 @@ class PlannedPicture:
     background: bool
     mode: GenerateMode = "text"
     source_tile: str | None = None
+    source_view: int | None = None
     placed: tuple[PlacedBox, ...] = ()
 
 

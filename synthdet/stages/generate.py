@@ -59,7 +59,7 @@ MODES: tuple[GenerateMode, ...] = ("text", "image", "placed")
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _IN_TEXT = (
     "prompt", "negative_prompt", "seed", "scheduler", "num_inference_steps", "guidance_scale",
-    "lora_scale", "mode", "source_tile", "strength", "placed",
+    "lora_scale", "mode", "source_tile", "source_view", "strength", "placed",
 )  # fmt: skip
 
 
@@ -451,6 +451,7 @@ def _describe(
         "asked_for": plan.asked_for,
         "mode": plan.mode,
         "source_tile": plan.source_tile,
+        "source_view": plan.source_view,
         "strength": None if plan.mode == "text" else settings.strength(plan.mode),
         "placed": plan.placed or None,
     }

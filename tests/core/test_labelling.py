@@ -205,6 +205,21 @@ def test_the_quality_of_accepted_boxes_by_hand() -> None:
     assert measure_accepted(true[:1], [wrong_kind]).precision == 0
 
 
+def test_the_size_of_a_painted_animal_is_known() -> None:
+    rules = LabelRules(
+        confidence=0.5, review_confidence=0.1, negatives=True, sizes=SizePrior(20, 30, 40)
+    )
+    for placed, status in (
+        (None, "review"),
+        ([PlacedBox(xyxy=(20, 20, 30, 26), class_id=0)], "accept"),
+    ):
+        box = DetectedBox(xyxy=(20, 20, 30, 26), class_id=0, confidence=0.9)
+        label = decide_label(
+            "syn-1", [box], size_wh=(96, 64), asked_for=(0,), rules=rules, placed=placed
+        )
+        assert label.status == status
+
+
 def test_few_real_boxes_say_nothing_of_sizes() -> None:
     boxes = [Box(xyxy=(0, 0, 10, 6), class_id=0)] * 19
     assert size_prior(boxes) is None

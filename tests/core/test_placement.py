@@ -72,6 +72,14 @@ def test_an_image_starts_from_a_train_tile_that_shows_what_is_asked_for() -> Non
         assert one.source_tile in expected[one.asked_for]
 
 
+def test_tiles_are_seen_in_all_views_that_keep_their_width() -> None:
+    views = {one.source_view for one in give({"placed": 1}, number=200) if not one.background}
+    assert views == {0, 2, 4, 6}, "tiles are wider than high"
+    square = [one.model_copy(update={"height": WIDTH}) for one in TILES]
+    views = {one.source_view for one in give({"image": 1}, square, number=200)}
+    assert views == set(range(8))
+
+
 def test_a_placed_animal_has_the_size_of_a_whole_real_one_and_is_inside_the_tile() -> None:
     made = [one for one in give({"placed": 1}, number=200) if not one.background]
     sizes: dict[int, set[tuple[float, float]]] = {0: set(), 1: set()}

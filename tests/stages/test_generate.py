@@ -14,6 +14,7 @@ from synthdet.config import Config, make_config
 from synthdet.core.records import SyntheticImage, Tile
 from synthdet.errors import SynthdetError
 from synthdet.stages import generate
+from synthdet.stages.generate_sources import turn
 from synthdet.workspace import Workspace, hash_file, read_json, read_records
 from tests.fakes import FakeGenerator, PlannedError
 from tests.handmade import HEIGHT, WIDTH, file_bytes, finish, make_run, make_tiles, quiet
@@ -307,7 +308,7 @@ def test_records_say_which_tile_and_which_box(tmp_path: Path) -> None:
         for tile in read_records(workspace.root / "1-prepare" / "tiles.jsonl", Tile)
     }
     by_seed = {request.seed: request for request in generator.requests}
-    made = records(workspace)
+    made, views = records(workspace), set[int]()
     assert [record.image_id for record in made] == [f"syn-{i:06d}" for i in range(18)]
     for record in made:
         request = by_seed[record.seed]
@@ -319,7 +320,10 @@ def test_records_say_which_tile_and_which_box(tmp_path: Path) -> None:
         assert record.source_tile is not None
         tile = tiles[record.source_tile]
         with Image.open(workspace.root / tile.path) as image:
-            differs = (np.array(image) != request.source).any(axis=2)
+            assert record.source_view is not None
+            views.add(record.source_view)
+            source = turn(np.array(image), record.source_view)
+            differs = (source != request.source).any(axis=2)
         for (x1, y1, x2, y2), painted in zip(boxes, request.placed, strict=True):
             assert differs[int(y1) : int(y2), int(x1) : int(x2)].any(), "the real animal is set in"
             differs[int(y1) : int(y2), int(x1) : int(x2)] = False
@@ -333,6 +337,7 @@ def test_records_say_which_tile_and_which_box(tmp_path: Path) -> None:
             with Image.open(workspace.root / record.path) as image:
                 assert image.text["source_tile"] == tile.tile_id  # type: ignore[attr-defined]
                 assert '"class_id"' in image.text["placed"]  # type: ignore[attr-defined]
+    assert len(views) > 2
     counts = read_json(workspace.root / "3-generate" / "stage.json")["counts"]["modes"]
     assert counts["placed"] == 4
     assert " · 4 placed" in said
