@@ -49,10 +49,12 @@ SETTINGS: Final = (
     "prepare.caption='aerial photo of {animals} in a {sea} sea{waves}'",
     "generate.prompts=['aerial photo of {animals} in a {sea} sea{waves}']",
     f"generate.attributes={{sea: [{', '.join(SEAS)}], waves: ['', ', whitecaps']}}",
+    "prepare.background_fraction=0.3",
+    "generate.mode={text: 1, placed: 4}",
     f"generate.background_prompts=[{', '.join(f'aerial photo of open water in a {sea} sea' for sea in SEAS)}]",
 )
 """What a run on this survey sets beyond configs/pocket.yaml: its photos are at the pocket models' own
-scale, and their captions know the sea."""
+scale, their captions know the sea, and they have empty water to paint animals into."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import TypeVar
 
 import numpy as np
@@ -38,6 +39,8 @@ NAME = "contact-sheet.png"
 _COLUMNS = 10
 _THUMB = 160
 _GAP = 10
+_WRAPPED = 24
+"""Characters of a line under a picture."""
 _INK, _ACCEPTED, _DOUBTED, _DROPPED = "#222222", "#f0e442", "#e69f00", "#c1440e"
 """Colours that most eyes tell apart, and from water. Source: Okabe & Ito, "Color Universal Design", 2008."""
 
@@ -195,7 +198,7 @@ def _draw_strip(axis: Axes, strip: Strip) -> None:
                           fill=False, lw=1.1, edgecolor=cell.colour)
             )  # fmt: skip
         axis.text(
-            column * step, _THUMB + 5, cell.text, fontsize=5.5, va="top",
+            column * step, _THUMB + 5, fill(cell.text, _WRAPPED), fontsize=5.5, va="top",
             color=_DROPPED if cell.colour == _DROPPED else _INK,
         )  # fmt: skip
     axis.imshow(sheet, interpolation="antialiased")
