@@ -441,6 +441,7 @@ def help_to_train() -> None:
         plan, given, folder = job
         checkpoint = load_newest(folder / "checkpoints", note=_say_nothing)
         plan._train(given, folder, checkpoint, lambda _step, _figures: None, team)
+    team.leave()
 
 
 def let_helpers_go() -> None:
@@ -448,6 +449,7 @@ def let_helpers_go() -> None:
     team = find_team()
     team.join()
     team.tell(None)
+    team.leave()
 
 
 def _say_nothing(_text: str) -> None:

@@ -60,6 +60,17 @@ class Team:
             backend = "cpu:gloo,cuda:nccl"
         torch.distributed.init_process_group(backend, timeout=_PATIENCE)
 
+    def leave(self) -> None:
+        """Part from the others, once all have come to this; the last that is asked of the team.
+
+        A process that ends without it may be aborted by the threads that listen to the others.
+        """
+        import torch
+
+        if torch.distributed.is_initialized():
+            self.wait()
+            torch.distributed.destroy_process_group()
+
     def wait(self) -> None:
         """Until all are here."""
         self.agree(False)

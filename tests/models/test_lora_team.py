@@ -47,6 +47,7 @@ def test_alone_nothing_is_asked_of_anyone() -> None:
     team.wait()
     team.tell("job")
     team.add_up([one])
+    team.leave()
     assert team.leads
     assert team.agree(True)
     assert not team.agree(False)
