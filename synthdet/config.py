@@ -380,7 +380,7 @@ class LabelConfig(Section):
     sizes: bool = _decision(True)
     """A box longer or shorter than real animals are (1st to 99th percentile of the real train boxes), or a mere fragment at the border, sends its picture to review."""
     review_confidence: float = _decision(0.1, ge=0, le=1)
-    """A box between this and `confidence` sends its picture to review."""
+    """A box between this and `confidence` sends its picture to review; where an animal was painted (`generate.mode: placed`) it is accepted from here on."""
     negatives: bool = _decision(True)
     """Take a background picture without any box above `review_confidence` as a confirmed negative."""
     device: Literal["auto", "cpu", "cuda"] = _runtime("auto")

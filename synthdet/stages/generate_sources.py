@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from synthdet.core.fusion import turn_picture
 from synthdet.core.prompts import PlannedPicture
 from synthdet.core.records import XYXY, PlacedBox, Tile
 from synthdet.errors import SynthdetError
@@ -42,7 +43,7 @@ class Sources:
         areas: tuple[XYXY, ...] = ()
         if plan.source_tile is not None:
             tile = self._tiles[plan.source_tile]
-            source = turn(self._read(tile), plan.source_view or 0)
+            source = np.ascontiguousarray(turn_picture(self._read(tile), plan.source_view or 0))
             for box in plan.placed:
                 source = self._set_in(source, box)
             areas = tuple(_grow(box.xyxy, tile) for box in plan.placed)
@@ -73,22 +74,10 @@ def cut(picture: Picture, xyxy: XYXY, view: int) -> Picture:
     Args:
         picture: ``uint8`` ``(height, width, 3)``.
         xyxy: Whole pixels.
-        view: As in `turn`.
+        view: As in `core.fusion.turn_picture`.
     """
     x1, y1, x2, y2 = (int(value) for value in xyxy)
-    return turn(picture[y1:y2, x1:x2], view)
-
-
-def turn(picture: Picture, view: int) -> Picture:
-    """A picture in one of its eight views.
-
-    Args:
-        picture: ``uint8`` ``(height, width, 3)``.
-        view: Mirrored left to right first where it is 4 or more, then turned ``view % 4`` quarters
-            against the clock.
-    """
-    mirrored = picture[:, ::-1] if view >= 4 else picture
-    return np.ascontiguousarray(np.rot90(mirrored, view % 4))
+    return turn_picture(picture[y1:y2, x1:x2], view)
 
 
 def set_in(picture: Picture, part: Picture, xyxy: XYXY) -> Picture:

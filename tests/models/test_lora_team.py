@@ -55,6 +55,14 @@ def test_alone_nothing_is_asked_of_anyone() -> None:
     assert not torch.distributed.is_initialized()
 
 
+def test_who_leaves_listens_to_nobody() -> None:
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    Team().leave()
+    assert not torch.distributed.is_initialized()
+
+
 def test_every_pass_is_made_by_one_of_them() -> None:
     passes = list(range(7))
     shares = [Team(number, 3).share(passes) for number in range(3)]

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from synthdet.config import Config, make_config
+from synthdet.core.fusion import turn_picture
 from synthdet.core.records import SyntheticImage, Tile
 from synthdet.errors import SynthdetError
 from synthdet.stages import generate
-from synthdet.stages.generate_sources import turn
 from synthdet.workspace import Workspace, hash_file, read_json, read_records
 from tests.fakes import FakeGenerator, PlannedError
 from tests.handmade import HEIGHT, WIDTH, file_bytes, finish, make_run, make_tiles, quiet
@@ -322,7 +322,7 @@ def test_records_say_which_tile_and_which_box(tmp_path: Path) -> None:
         with Image.open(workspace.root / tile.path) as image:
             assert record.source_view is not None
             views.add(record.source_view)
-            source = turn(np.array(image), record.source_view)
+            source = turn_picture(np.array(image), record.source_view)
             differs = (source != request.source).any(axis=2)
         for (x1, y1, x2, y2), painted in zip(boxes, request.placed, strict=True):
             assert differs[int(y1) : int(y2), int(x1) : int(x2)].any(), "the real animal is set in"
