@@ -23,11 +23,9 @@ import argparse
 import json
 import os
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 from PIL import Image
-from report import make_report, say
+from report import make_report, say, workplace
 from rich.console import Console
 
 from synthdet.config import make_config
@@ -66,13 +64,8 @@ def main() -> None:
         _serve_fiftyone(arguments.work, arguments.number)
         return
     number, theirs = (3_000, 1_500) if arguments.quick else (100_000, 20_000)
-    work = arguments.work or Path(tempfile.mkdtemp(prefix="synthdet-export-"))
-    work.mkdir(parents=True, exist_ok=True)
-    try:
+    with workplace("export", arguments.work) as work:
         result = _measure(work, number, theirs)
-    finally:
-        if arguments.work is None:
-            shutil.rmtree(work, ignore_errors=True)
     print(json.dumps(result))
     sys.exit(0 if result["ok"] else 1)
 

@@ -25,11 +25,11 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
-from report import make_report, say
+from report import make_report, measure_parts, say, workplace
 from rich.console import Console
 
 from synthdet.config import Config, make_config
@@ -112,18 +112,10 @@ def main() -> None:
         print(json.dumps(_CHILDREN[arguments.side](arguments.work, given)))
         return
     plan = QUICK if arguments.quick else Plan()
-    work = arguments.work or Path(tempfile.mkdtemp(prefix="synthdet-filter-"))
-    work.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = {}
-    try:
-        for part in arguments.parts.split(","):
-            started = time.monotonic()
-            made = _PARTS[part](work, plan)
-            figures |= made
-            say(f"{part}: {json.dumps(made)} ({time.monotonic() - started:.0f} s)")
-    finally:
-        if arguments.work is None:
-            shutil.rmtree(work, ignore_errors=True)
+    with workplace("filter", arguments.work) as work:
+        figures = measure_parts(
+            {part: partial(_PARTS[part], work, plan) for part in arguments.parts.split(",")}
+        )
     result = make_report("filter", figures, TARGETS)
     print(json.dumps(result))
     sys.exit(0 if result["ok"] else 1)

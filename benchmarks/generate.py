@@ -36,10 +36,10 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 from PIL import Image
-from report import make_report, say
+from report import make_report, measure_parts, say, workplace
 from rich.console import Console
 
 from synthdet.config import Config, make_config, set_values
@@ -138,28 +138,22 @@ def main() -> None:
     if arguments.side:
         _serve(arguments.side, arguments.work, Case(**json.loads(arguments.case)))
         return
-    work = arguments.work or Path(tempfile.mkdtemp(prefix="synthdet-generate-"))
-    work.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = {}
-    targets = dict(TARGETS)
-    try:
+    with workplace("generate", arguments.work) as work:
         if arguments.full_size_on_cpu:
             figures, targets = _measure_full_size_on_cpu(work), dict(CPU_TARGETS)
-        for part in () if arguments.full_size_on_cpu else arguments.parts.split(","):
-            started = time.monotonic()
-            if part == "placed":
-                made = _measure_placed(work, arguments.quick, arguments.run, arguments.judge)
-            else:
-                made = _PARTS[part](work, arguments.quick)
-            figures |= made
-            say(f"{part}: {json.dumps(made)} ({time.monotonic() - started:.0f} s)")
-        if figures.get("pictures_per_second_1024_10") is not None:
-            targets |= GPU_TARGETS
-        if figures.get("placed_hit_rate") is not None:
-            targets |= PLACED_TARGETS
-    finally:
-        if arguments.work is None:
-            shutil.rmtree(work, ignore_errors=True)
+        else:
+            known = _PARTS | {
+                "placed": partial(_measure_placed, run=arguments.run, judge=arguments.judge)
+            }
+            chosen = arguments.parts.split(",")
+            figures = measure_parts(
+                {part: partial(known[part], work, arguments.quick) for part in chosen}
+            )
+            targets = dict(TARGETS)
+    if figures.get("pictures_per_second_1024_10") is not None:
+        targets |= GPU_TARGETS
+    if figures.get("placed_hit_rate") is not None:
+        targets |= PLACED_TARGETS
     result = make_report("generate", figures, targets, machine=_torch())
     print(json.dumps(result))
     sys.exit(0 if result["ok"] else 1)

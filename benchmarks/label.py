@@ -23,10 +23,10 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from PIL import Image
-from report import make_report, say
+from report import make_report, measure_parts, say, workplace
 from rich.console import Console
 
 from synthdet.core.comparison import pairwise_iou
@@ -88,18 +88,10 @@ def main() -> None:
         _serve(arguments.side, arguments.work, arguments.device)
         return
     plan = QUICK if arguments.quick else Plan()
-    work = arguments.work or Path(tempfile.mkdtemp(prefix="synthdet-label-"))
-    work.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = {}
-    try:
-        for part in arguments.parts.split(","):
-            started = time.monotonic()
-            made = _PARTS[part](work, plan)
-            figures |= made
-            say(f"{part}: {json.dumps(made)} ({time.monotonic() - started:.0f} s)")
-    finally:
-        if arguments.work is None:
-            shutil.rmtree(work, ignore_errors=True)
+    with workplace("label", arguments.work) as work:
+        figures = measure_parts(
+            {part: partial(_PARTS[part], work, plan) for part in arguments.parts.split(",")}
+        )
     result = make_report("label", figures, TARGETS)
     print(json.dumps(result))
     sys.exit(0 if result["ok"] else 1)

@@ -5,10 +5,16 @@ Not a benchmark itself; the scripts beside it import it, as Python finds a scrip
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import shutil
 import sys
-from collections.abc import Mapping
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 Targets = Mapping[str, tuple[str, float]]
@@ -18,6 +24,29 @@ Targets = Mapping[str, tuple[str, float]]
 def say(text: str) -> None:
     """A line of progress, to stderr: stdout is for the JSON object."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def workplace(name: str, told: Path | None) -> Iterator[Path]:
+    """The folder to work in: the one that was told, kept; else a temporary one, removed."""
+    work = told or Path(tempfile.mkdtemp(prefix=f"synthdet-{name}-"))
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        yield work
+    finally:
+        if told is None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def measure_parts(parts: Mapping[str, Callable[[], dict[str, Any]]]) -> dict[str, Any]:
+    """The figures of all parts, one part after the other, each told when it is measured."""
+    figures: dict[str, Any] = {}
+    for part, measure in parts.items():
+        started = time.monotonic()
+        made = measure()
+        figures |= made
+        say(f"{part}: {json.dumps(made)} ({time.monotonic() - started:.0f} s)")
+    return figures
 
 
 def make_report(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -47,3 +52,18 @@ def skip_without_weights() -> None:
         weights_dir()
     except SynthdetError as error:
         pytest.skip(str(error))
+
+
+def run_benchmark(name: str, *arguments: str, **environment: str) -> tuple[dict[str, Any], str]:
+    """Run a script of ``benchmarks/``; its JSON object, and what it said on the way."""
+    script = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result, done.stderr

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "finetune.py"
+from tests.quick import run_benchmark
 
 
 @pytest.mark.slow
 def test_a_step_waits_for_nothing_and_encodes_nothing() -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--quick"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    result = json.loads(done.stdout.splitlines()[-1])
+    result, _said = run_benchmark("finetune", "--quick", OMP_NUM_THREADS="1")
     figures = result["figures"]
     assert figures["syncs_per_step"] == 0
     assert figures["vae_encodes_per_step"] == 0
@@ -39,11 +28,5 @@ def test_a_step_waits_for_nothing_and_encodes_nothing() -> None:
     reason="SDXL at full size: 15 GB of disk, 24 GB of memory, most of an hour; set SYNTHDET_FULL_SIZE=1",
 )
 def test_sdxl_at_full_size_takes_two_steps_on_a_cpu() -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--full-size-on-cpu"],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    result = json.loads(done.stdout.splitlines()[-1])
+    result, _said = run_benchmark("finetune", "--full-size-on-cpu")
     assert result["ok"], result

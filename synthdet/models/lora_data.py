@@ -30,22 +30,12 @@ from synthdet.errors import SynthdetError
 from synthdet.models.lora_text import TextSide
 from synthdet.models.protocols import TrainTile
 from synthdet.models.sdxl import Embedding
+from synthdet.models.symmetries import turn
 from synthdet.workspace import write_bytes
 
 NUM_SYMMETRIES: Final = 8
 _MOST_COUNTS: Final = 500
 """Of captions that say how many of its animals a tile shows; a tile with more keeps its own."""
-
-
-def turn(pictures: Tensor, symmetry: int) -> Tensor:
-    """One of the eight symmetries of the square: quarter turns 0..3, and the same of the mirror image.
-
-    Args:
-        pictures: ``(..., side, side)``.
-        symmetry: 0 (as it is) to 7.
-    """
-    mirrored = pictures.flip(-1) if symmetry >= 4 else pictures
-    return torch.rot90(mirrored, symmetry % 4, dims=(-2, -1))
 
 
 class LatentCache:

@@ -238,13 +238,3 @@ def replace_folder(new: Path, target: Path) -> None:
     os.rename(new, target)
     if old.exists():
         shutil.rmtree(old)
-
-
-def turn(pictures: Tensor, symmetry: int) -> Tensor:
-    """One of the eight symmetries of the square, of `(..., height, width)`; 0 is none.
-
-    The quarter turns come after a mirror for 4 to 7.
-    """
-    if symmetry >= 4:
-        pictures = pictures.flip(-1)
-    return torch.rot90(pictures, symmetry % 4, (-2, -1))

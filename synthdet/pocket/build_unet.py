@@ -29,6 +29,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from synthdet.core.boxes import turn_box
 from synthdet.core.windows import Window, window_side
+from synthdet.models.symmetries import turn
 from synthdet.pocket.build_crops import (
     CELL,
     STEP,
@@ -45,7 +46,6 @@ from synthdet.pocket.build_training import (
     Workplace,
     step_generator,
     train,
-    turn,
 )
 
 

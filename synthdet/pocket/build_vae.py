@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from synthdet.models.symmetries import turn
 from synthdet.pocket.build_plan import BuildPlan, VaePlan
 from synthdet.pocket.build_scenes import Scenes, batch_indices, box_masks
-from synthdet.pocket.build_training import Trained, Workplace, train, turn
+from synthdet.pocket.build_training import Trained, Workplace, train
 
 
 def make_vae(plan: VaePlan, sample_size: int, seed: int) -> AutoencoderKL:

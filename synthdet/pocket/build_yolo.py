@@ -22,9 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from synthdet.core.boxes import turn_box
+from synthdet.models.symmetries import turn
 from synthdet.pocket.build_plan import BuildPlan, YoloPlan
 from synthdet.pocket.build_scenes import Annotation, Scenes, batch_indices
-from synthdet.pocket.build_training import Trained, Workplace, train, turn
+from synthdet.pocket.build_training import Trained, Workplace, train
 from synthdet.pocket.sea import BASE_CLASSES
 
 

@@ -31,12 +31,13 @@ from synthdet.models.lora import (
     WEIGHTS_NAME,
     SdxlLoraTrainer,
 )
-from synthdet.models.lora_data import Draw, LatentCache, Material, draw_step, turn
+from synthdet.models.lora_data import Draw, LatentCache, Material, draw_step
 from synthdet.models.lora_file import describe
 from synthdet.models.lora_step import min_snr_weights
 from synthdet.models.lora_text import TextSide
 from synthdet.models.protocols import PictureRequest, TrainTile
 from synthdet.models.sdxl import Embedding
+from synthdet.models.symmetries import turn
 from tests.tiny import tiny_sdxl, tiny_vae
 
 ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")

@@ -16,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from synthdet.errors import SynthdetError
 from synthdet.models import lora_step
 from synthdet.models.lora import METRICS_NAME, WEIGHTS_NAME
-from synthdet.models.lora_data import Draw, LatentCache, Material, count_anew, draw_step, turn
+from synthdet.models.lora_data import Draw, LatentCache, Material, count_anew, draw_step
 from synthdet.models.protocols import TrainTile
 from synthdet.models.sdxl import Embedding
+from synthdet.models.symmetries import turn
 from tests.models.test_lora import PASS, KilledError, files, make_tiles, train
 from tests.tiny import tiny_sdxl, tiny_vae
 

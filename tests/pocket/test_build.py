@@ -13,7 +13,8 @@ import torch
 
 from synthdet.core.boxes import turn_box
 from synthdet.errors import SynthdetError
-from synthdet.pocket import build_scenes, build_training, sea
+from synthdet.models.symmetries import turn
+from synthdet.pocket import build_scenes, sea
 from synthdet.pocket.build import Build, build_part, main
 from synthdet.pocket.build_plan import ScenesPlan, Schedule, tiny_plan
 from synthdet.pocket.build_text import learn_merges, make_tokenizer, token_ids
@@ -222,7 +223,7 @@ def test_boxes_turn_with_the_picture(symmetry: int) -> None:
     x1, y1, x2, y2 = turn_box((1, 2, 8, 5), symmetry, 12)
     turned = torch.zeros(12, 12)
     turned[int(y1) : int(y2), int(x1) : int(x2)] = 1
-    assert torch.equal(build_training.turn(picture, symmetry), turned)
+    assert torch.equal(turn(picture, symmetry), turned)
 
 
 def test_the_rate_rises_stays_and_falls() -> None:
