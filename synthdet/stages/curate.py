@@ -26,15 +26,8 @@ from types import ModuleType
 from typing import Any, Final
 
 from synthdet.config import Config
-from synthdet.core.formats.fiftyone import (
-    ACCEPT,
-    FIELDS,
-    REJECT,
-    SeenSample,
-    ShownRun,
-    make_samples,
-    read_verdicts,
-)
+from synthdet.core.curation import ACCEPT, REJECT, ShownRun
+from synthdet.core.formats.fiftyone import FIELDS, SeenSample, make_samples, read_verdicts
 from synthdet.core.records import (
     Decision,
     Detections,

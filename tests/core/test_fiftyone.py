@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthdet.core.formats.fiftyone import SeenSample, ShownRun, make_samples, read_verdicts
+from synthdet.core.curation import ShownRun
+from synthdet.core.formats.fiftyone import SeenSample, make_samples, read_verdicts
 from synthdet.core.records import Box, DetectedBox, Label, SyntheticImage
 from synthdet.errors import SynthdetError
 

@@ -9,32 +9,27 @@ A box is there ``[left, top, width, height]`` in shares of the picture, here ``x
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from synthdet.core.fusion import is_upright
-from synthdet.core.records import (
-    XYXY,
-    Box,
-    Decision,
-    DetectedBox,
-    Detections,
-    Label,
-    Score,
-    SyntheticImage,
-    Tile,
-    Verdict,
+from synthdet.core.curation import (
+    ACCEPT,
+    REJECT,
+    Picture,
+    ShownRun,
+    box_fingerprint,
+    boxes_to_export,
+    clip,
+    judgeable,
+    name_of,
+    only_new,
+    standing_verdict,
+    why,
 )
+from synthdet.core.fusion import is_upright
+from synthdet.core.records import Box, DetectedBox, SyntheticImage, Tile, Verdict
 from synthdet.errors import SynthdetError
-
-LAYOUT: Final = 1
-"""Raised when datasets of older versions are to be made again."""
-ACCEPT: Final = "accept"
-REJECT: Final = "reject"
-# Decimals of a pixel that count: finer than anybody draws, coarser than the noise of floats.
-_DECIMALS: Final = 2
 
 FIELDS: Final = {
     "image_id": "Name of the picture, as in all records of the run",
@@ -58,49 +53,6 @@ FIELDS: Final = {
 
 
 @dataclass(frozen=True)
-class ShownRun:
-    """All that is shown of a run.
-
-    Attributes:
-        root: The run folder, absolute; the pictures' paths are relative to it.
-        dataset: Name of the dataset; ids of samples depend on it and on the picture alone.
-        class_names: By class id.
-        tiles: Real tiles.
-        images: Synthetic pictures.
-        scores: By image id, as the next four.
-        decisions: What the filter made of the scores.
-        detections: Raw boxes.
-        labels: What the label stage made of the boxes.
-        verdicts: The last one on every picture as it is now.
-    """
-
-    root: str
-    dataset: str
-    class_names: tuple[str, ...]
-    tiles: list[Tile]
-    images: list[SyntheticImage]
-    scores: dict[str, Score]
-    decisions: dict[str, Decision]
-    detections: dict[str, Detections]
-    labels: dict[str, Label]
-    verdicts: dict[str, Verdict]
-
-    def fingerprint(self) -> str:
-        """Hash of all of it: the same as long as the same is shown."""
-        named = (self.scores, self.decisions, self.detections, self.labels, self.verdicts)
-        records = [self.tiles, self.images, *(by_id.values() for by_id in named)]
-        lines = [[record.to_line() for record in kind] for kind in records]
-        return _hash([LAYOUT, self.root, self.class_names, lines])
-
-    def describe(self) -> str:
-        """Counts in words."""
-        review = sum(label.status == "review" for label in self.labels.values())
-        return (
-            f"{len(self.tiles)} real and {len(self.images)} synthetic pictures, {review} to review"
-        )
-
-
-@dataclass(frozen=True)
 class SeenSample:
     """A sample as a person left it.
 
@@ -119,32 +71,6 @@ class SeenSample:
     boxes_as_loaded: str | None
 
 
-def _name(picture: Tile | SyntheticImage) -> str:
-    return picture.tile_id if isinstance(picture, Tile) else picture.image_id
-
-
-def _verdict(shown: ShownRun, picture: Tile | SyntheticImage) -> Verdict | None:
-    """The verdict that counts: on val and test tiles, which are the measure, none does."""
-    if isinstance(picture, Tile) and picture.split != "train":
-        return None
-    return shown.verdicts.get(_name(picture))
-
-
-def _boxes_to_export(
-    shown: ShownRun, picture: Tile | SyntheticImage
-) -> Sequence[Box | DetectedBox] | None:
-    """The boxes that stand now: a person's, else the annotation's or the label's, if there is one."""
-    verdict = _verdict(shown, picture)
-    if verdict is not None and verdict.boxes is not None:
-        return verdict.boxes
-    if isinstance(picture, Tile):
-        return picture.boxes
-    label = shown.labels.get(picture.image_id)
-    if label is None:
-        return None
-    return () if label.status == "negative" else label.boxes
-
-
 def make_samples(
     shown: ShownRun, own_tags: Mapping[str, Sequence[str]]
 ) -> Iterator[dict[str, Any]]:
@@ -154,7 +80,7 @@ def make_samples(
         shown: The run.
         own_tags: Image id -> further tags, which a person invented.
     """
-    pictures: list[Tile | SyntheticImage] = [*shown.tiles, *shown.images]
+    pictures: list[Picture] = [*shown.tiles, *shown.images]
     for picture in pictures:
         if isinstance(picture, Tile):
             fields: dict[str, Any] = {
@@ -165,16 +91,16 @@ def make_samples(
             }
         else:
             fields = _synthetic_fields(shown, picture)
-        boxes = _boxes_to_export(shown, picture)
+        boxes = boxes_to_export(shown, picture)
         if boxes is not None:
             field = "ground_truth" if isinstance(picture, Tile) else "accepted"
             drawn = _to_detections(shown, picture, boxes, field)
             pairs = [(box["label"], box["bounding_box"]) for box in drawn["detections"]]
             fields[field] = drawn
-            fields["boxes_as_loaded"] = _fingerprint(_to_boxes(shown, picture, pairs))
-        verdict = _verdict(shown, picture)
+            fields["boxes_as_loaded"] = box_fingerprint(_to_boxes(shown, picture, pairs))
+        verdict = standing_verdict(shown, picture)
         tags = [fields["source"], *([verdict.verdict] if verdict else [])]
-        tags += own_tags.get(_name(picture), ())
+        tags += own_tags.get(name_of(picture), ())
         yield _make_sample(shown, picture, fields, tags)
 
 
@@ -183,19 +109,15 @@ def _synthetic_fields(shown: ShownRun, image: SyntheticImage) -> dict[str, Any]:
     score, decision = shown.scores.get(image_id), shown.decisions.get(image_id)
     found, label = shown.detections.get(image_id), shown.labels.get(image_id)
     fields: dict[str, Any] = {"source": "synthetic", "prompt": image.prompt, "seed": image.seed}
-    reasons: list[str | None] = []
     if decision is not None:
         fields["kept"] = decision.kept
-        reasons.append(decision.reason)
     if score is not None:
         fields |= score.model_dump(
             include={"similarity", "background_similarity", "nearest_real"}, exclude_none=True
         )
-        reasons.append(score.fault)
     if label is not None:
         fields["status"] = label.status
-        reasons.append(label.reason)
-    fields["reason"] = next((reason for reason in reasons if reason), None)
+    fields["reason"] = why(shown, image)
     if found is not None:
         upright = [box for box in found.boxes if is_upright(box)]
         fields["predictions"] = _to_detections(shown, image, upright, "predictions")
@@ -204,12 +126,12 @@ def _synthetic_fields(shown: ShownRun, image: SyntheticImage) -> dict[str, Any]:
 
 def _make_sample(
     shown: ShownRun,
-    picture: Tile | SyntheticImage,
+    picture: Picture,
     fields: Mapping[str, Any],
     tags: list[str],
 ) -> dict[str, Any]:
     """A sample in FiftyOne's JSON; ids depend on the run and the picture alone."""
-    number, digest = _identity(f"{shown.dataset}/{_name(picture)}")
+    number, digest = _identity(f"{shown.dataset}/{name_of(picture)}")
     given = {key: value for key, value in fields.items() if value is not None}
     return {
         "_id": {"$oid": number},
@@ -218,7 +140,7 @@ def _make_sample(
         "filepath": f"{shown.root}/{picture.path}",
         "tags": list(dict.fromkeys(tags)),
         "metadata": {"_cls": "ImageMetadata", "width": picture.width, "height": picture.height},
-        "image_id": _name(picture),
+        "image_id": name_of(picture),
         "sha256": picture.sha256,
         **given,
     }
@@ -226,13 +148,13 @@ def _make_sample(
 
 def _to_detections(
     shown: ShownRun,
-    picture: Tile | SyntheticImage,
+    picture: Picture,
     boxes: Iterable[Box | DetectedBox],
     field: str,
 ) -> dict[str, Any]:
     detections = []
     for index, box in enumerate(boxes):
-        number, _ = _identity(f"{shown.dataset}/{_name(picture)}/{field}/{index}")
+        number, _ = _identity(f"{shown.dataset}/{name_of(picture)}/{field}/{index}")
         left, top, right, bottom = box.xyxy
         detection: dict[str, Any] = {
             "_id": {"$oid": number},
@@ -276,18 +198,23 @@ def read_verdicts(
     Raises:
         SynthdetError: Two verdicts on one picture, or a box of a class that the run does not have.
     """
-    judged: dict[str, Tile | SyntheticImage] = {image.image_id: image for image in shown.images}
-    judged |= {tile.tile_id: tile for tile in shown.tiles if tile.split == "train"}
+    return only_new(shown, _read_all(shown, samples, by=by, at=at))
+
+
+def _read_all(
+    shown: ShownRun, samples: Iterable[SeenSample], *, by: str, at: str
+) -> Iterator[Verdict]:
+    judged = judgeable(shown)
     for sample in samples:
         picture = judged.get(sample.image_id)
         if picture is None or picture.sha256 != sample.sha256:
             continue
         boxes = None if sample.boxes is None else _to_boxes(shown, picture, sample.boxes)
-        edited = _fingerprint(boxes) != sample.boxes_as_loaded
+        edited = box_fingerprint(boxes) != sample.boxes_as_loaded
         given = _given_verdict(sample, edited=edited)
         if given is None:
             continue
-        verdict = Verdict(
+        yield Verdict(
             image_id=sample.image_id,
             verdict=given,
             boxes=boxes if given == ACCEPT else None,
@@ -295,8 +222,6 @@ def read_verdicts(
             by=by,
             at=at,
         )
-        if not _says_the_same(shown.verdicts.get(sample.image_id), verdict):
-            yield verdict
 
 
 def _given_verdict(sample: SeenSample, *, edited: bool) -> Literal["accept", "reject"] | None:
@@ -310,17 +235,9 @@ def _given_verdict(sample: SeenSample, *, edited: bool) -> Literal["accept", "re
     return ACCEPT if ACCEPT in sample.tags or edited else None
 
 
-def _says_the_same(known: Verdict | None, verdict: Verdict) -> bool:
-    return (
-        known is not None
-        and known.verdict == verdict.verdict
-        and _edges(known.boxes) == _edges(verdict.boxes)
-    )
-
-
 def _to_boxes(
     shown: ShownRun,
-    picture: Tile | SyntheticImage,
+    picture: Picture,
     drawn: Iterable[tuple[str, Sequence[float]]],
 ) -> tuple[Box, ...]:
     """Boxes in pixels, cut at the picture's edges.
@@ -337,30 +254,15 @@ def _to_boxes(
     for class_name, (left, top, width, height) in drawn:
         if class_name not in shown.class_names:
             raise SynthdetError(
-                f"{_name(picture)} has a box of class {class_name!r}: name it one of "
+                f"{name_of(picture)} has a box of class {class_name!r}: name it one of "
                 f"{', '.join(shown.class_names)} in the App and pull again"
             )
-        xyxy: XYXY = (
-            round(max(0.0, left) * picture.width, _DECIMALS),
-            round(max(0.0, top) * picture.height, _DECIMALS),
-            round(min(1.0, left + width) * picture.width, _DECIMALS),
-            round(min(1.0, top + height) * picture.height, _DECIMALS),
+        xyxy = (
+            left * picture.width,
+            top * picture.height,
+            (left + width) * picture.width,
+            (top + height) * picture.height,
         )
-        boxes.append(Box(xyxy=xyxy, class_id=shown.class_names.index(class_name)))
+        class_id = shown.class_names.index(class_name)
+        boxes.append(Box(xyxy=clip(xyxy, picture), class_id=class_id))
     return tuple(boxes)
-
-
-def _edges(boxes: Iterable[Box] | None) -> list[tuple[int, ...]] | None:
-    """Boxes in an order of their own and in whole hundredths of pixels, to compare them."""
-    if boxes is None:
-        return None
-    scale = 10**_DECIMALS
-    return sorted((box.class_id, *(round(edge * scale) for edge in box.xyxy)) for box in boxes)
-
-
-def _fingerprint(boxes: Iterable[Box] | None) -> str | None:
-    return None if boxes is None else _hash(_edges(boxes))
-
-
-def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

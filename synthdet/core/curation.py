@@ -1,0 +1,241 @@
+"""What a person is shown of a run, what they can judge, and which of their verdicts are new.
+
+FiftyOne and the gallery show the same `ShownRun`; both bring verdicts back through `only_new`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from synthdet.core.records import (
+    XYXY,
+    Box,
+    Decision,
+    DetectedBox,
+    Detections,
+    Label,
+    Score,
+    SyntheticImage,
+    Tile,
+    Verdict,
+)
+
+LAYOUT: Final = 1
+"""Raised when datasets of older versions are to be made again."""
+ACCEPT: Final = "accept"
+REJECT: Final = "reject"
+NEAR_SHARE: Final = 0.1
+"""Share of the pictures held against a threshold that count as near it."""
+# Decimals of a pixel that count: finer than anybody draws, coarser than the noise of floats.
+_DECIMALS: Final = 2
+
+Picture = Tile | SyntheticImage
+Kind = Literal["review", "near", "accepted", "dropped"]
+KINDS: Final[tuple[Kind, ...]] = ("review", "near", "accepted", "dropped")
+"""In the order in which a person's time is best spent."""
+
+
+@dataclass(frozen=True)
+class ShownRun:
+    """All that is shown of a run.
+
+    Attributes:
+        root: The run folder, absolute; the pictures' paths are relative to it.
+        dataset: Name of the dataset; ids of samples depend on it and on the picture alone.
+        class_names: By class id.
+        tiles: Real tiles.
+        images: Synthetic pictures.
+        scores: By image id, as the next four.
+        decisions: What the filter made of the scores.
+        detections: Raw boxes.
+        labels: What the label stage made of the boxes.
+        verdicts: The last one on every picture as it is now.
+    """
+
+    root: str
+    dataset: str
+    class_names: tuple[str, ...]
+    tiles: list[Tile]
+    images: list[SyntheticImage]
+    scores: dict[str, Score]
+    decisions: dict[str, Decision]
+    detections: dict[str, Detections]
+    labels: dict[str, Label]
+    verdicts: dict[str, Verdict]
+
+    def fingerprint(self) -> str:
+        """Hash of all of it: the same as long as the same is shown."""
+        named = (self.scores, self.decisions, self.detections, self.labels, self.verdicts)
+        records = [self.tiles, self.images, *(by_id.values() for by_id in named)]
+        lines = [[record.to_line() for record in kind] for kind in records]
+        return _hash([LAYOUT, self.root, self.class_names, lines])
+
+    def describe(self) -> str:
+        """Counts in words."""
+        review = sum(label.status == "review" for label in self.labels.values())
+        return (
+            f"{len(self.tiles)} real and {len(self.images)} synthetic pictures, {review} to review"
+        )
+
+
+def name_of(picture: Picture) -> str:
+    """The picture's ``image_id`` in curation: a real tile goes by its ``tile_id``."""
+    return picture.tile_id if isinstance(picture, Tile) else picture.image_id
+
+
+def judgeable(shown: ShownRun) -> dict[str, Picture]:
+    """Name -> picture that a person can judge: synthetic ones and real train tiles.
+
+    Val and test tiles are the measure: no verdict changes them.
+    """
+    pictures: dict[str, Picture] = {image.image_id: image for image in shown.images}
+    return pictures | {tile.tile_id: tile for tile in shown.tiles if tile.split == "train"}
+
+
+def standing_verdict(shown: ShownRun, picture: Picture) -> Verdict | None:
+    """The verdict that counts now: on val and test tiles none does."""
+    if isinstance(picture, Tile) and picture.split != "train":
+        return None
+    return shown.verdicts.get(name_of(picture))
+
+
+def boxes_to_export(shown: ShownRun, picture: Picture) -> Sequence[Box | DetectedBox] | None:
+    """The boxes that stand now: a person's, else the annotation's or the label's, if there is one."""
+    verdict = standing_verdict(shown, picture)
+    if verdict is not None and verdict.boxes is not None:
+        return verdict.boxes
+    if isinstance(picture, Tile):
+        return picture.boxes
+    label = shown.labels.get(picture.image_id)
+    if label is None:
+        return None
+    return () if label.status == "negative" else label.boxes
+
+
+def why(shown: ShownRun, image: SyntheticImage) -> str | None:
+    """Why a synthetic picture was dropped, or waits for review."""
+    decision, label = shown.decisions.get(image.image_id), shown.labels.get(image.image_id)
+    score = shown.scores.get(image.image_id)
+    reasons = (
+        decision.reason if decision else None,
+        score.fault if score else None,
+        label.reason if label else None,
+    )
+    return next((reason for reason in reasons if reason), None)
+
+
+# --- the threshold -----------------------------------------------------------------------------
+
+
+def margin(shown: ShownRun, image: SyntheticImage) -> float | None:
+    """How far above the threshold a picture lies (cosine; negative: below), where it was held against one."""
+    score, decision = shown.scores.get(image.image_id), shown.decisions.get(image.image_id)
+    if score is None or decision is None or decision.threshold <= -1:
+        return None
+    is_background = image.asked_for == ()
+    similarity = score.background_similarity if is_background else score.similarity
+    return None if similarity is None else similarity - decision.threshold
+
+
+def near_threshold(shown: ShownRun) -> dict[str, float]:
+    """Name -> margin of the pictures that a slightly moved threshold would decide anew, nearest first.
+
+    They are the `NEAR_SHARE` of the pictures held against a threshold that lie nearest to it: how far
+    apart cosines lie depends on the model, so a fixed distance would mean something else in every run.
+    Pictures dropped for another reason are not among them.
+    """
+    margins = {}
+    for image in shown.images:
+        distance, decision = margin(shown, image), shown.decisions.get(image.image_id)
+        if distance is not None and decision is not None and (decision.kept or distance < 0):
+            margins[image.image_id] = distance
+    number = math.ceil(NEAR_SHARE * len(margins))
+    nearest = sorted(margins, key=lambda name: (abs(margins[name]), name))[:number]
+    return {name: margins[name] for name in nearest}
+
+
+def sort_by_kind(shown: ShownRun) -> dict[Kind, list[SyntheticImage]]:
+    """The synthetic pictures in the order to look at them, each once; those without a usable file not.
+
+    In review first comes the lowest confidence, near the threshold the nearest, among the accepted
+    ones the least similar, among the dropped ones the most similar.
+    """
+    near = near_threshold(shown)
+    order = {name: number for number, name in enumerate(near)}
+    kinds: dict[Kind, list[SyntheticImage]] = {kind: [] for kind in KINDS}
+    for image in shown.images:
+        score, decision = shown.scores.get(image.image_id), shown.decisions.get(image.image_id)
+        label = shown.labels.get(image.image_id)
+        if (score is not None and score.fault) or image.fault:
+            continue
+        if label is not None and label.status == "review":
+            kinds["review"].append(image)
+        elif image.image_id in near:
+            kinds["near"].append(image)
+        elif decision is None or decision.kept:
+            kinds["accepted"].append(image)
+        else:
+            kinds["dropped"].append(image)
+    kinds["review"].sort(key=lambda image: _confidence(shown, image))
+    kinds["near"].sort(key=lambda image: order[image.image_id])
+    kinds["accepted"].sort(key=lambda image: _similarity(shown, image))
+    kinds["dropped"].sort(key=lambda image: -_similarity(shown, image))
+    return kinds
+
+
+def _confidence(shown: ShownRun, image: SyntheticImage) -> float:
+    label = shown.labels.get(image.image_id)
+    return min((box.confidence for box in label.boxes), default=0.0) if label else 0.0
+
+
+def _similarity(shown: ShownRun, image: SyntheticImage) -> float:
+    score = shown.scores.get(image.image_id)
+    return -1.0 if score is None or score.similarity is None else score.similarity
+
+
+# --- verdicts ----------------------------------------------------------------------------------
+
+
+def only_new(shown: ShownRun, verdicts: Iterable[Verdict]) -> Iterator[Verdict]:
+    """Those that ``shown.verdicts`` does not say already, whoever said so and when."""
+    for verdict in verdicts:
+        known = shown.verdicts.get(verdict.image_id)
+        if (
+            known is None
+            or known.verdict != verdict.verdict
+            or edges(known.boxes) != edges(verdict.boxes)
+        ):
+            yield verdict
+
+
+def clip(xyxy: XYXY, picture: Picture) -> XYXY:
+    """A box in pixels, cut at the picture's edges and rounded to hundredths of a pixel."""
+    left, top, right, bottom = xyxy
+    return (
+        round(max(0.0, left), _DECIMALS),
+        round(max(0.0, top), _DECIMALS),
+        round(min(float(picture.width), right), _DECIMALS),
+        round(min(float(picture.height), bottom), _DECIMALS),
+    )
+
+
+def edges(boxes: Iterable[Box] | None) -> list[tuple[int, ...]] | None:
+    """Boxes in an order of their own and in whole hundredths of pixels, to compare them."""
+    if boxes is None:
+        return None
+    scale = 10**_DECIMALS
+    return sorted((box.class_id, *(round(edge * scale) for edge in box.xyxy)) for box in boxes)
+
+
+def box_fingerprint(boxes: Iterable[Box] | None) -> str | None:
+    """The same for boxes that are the same to a hundredth of a pixel, in whatever order."""
+    return None if boxes is None else _hash(edges(boxes))
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
