@@ -414,14 +414,14 @@ class ExportConfig(Section):
     """Seed of the choice, and of the augmented copies."""
 
 
-Arm = Literal["real", "real_plus_augmented", "real_plus_synthetic"]
+Arm = Literal["real", "real_plus_augmented", "real_plus_synthetic", "synthetic"]
 
 
 class EvaluateConfig(Section):
     """The same detector trained with and without -> verdict."""
 
     arms: tuple[Arm, ...] = ("real", "real_plus_synthetic")
-    """What is compared. Each arm is trained once a seed. `real_plus_augmented` has as many augmented copies of real tiles as `real_plus_synthetic` has synthetic pictures."""
+    """What is compared. Each arm is trained once a seed. `real_plus_augmented` has as many augmented copies of real tiles as `real_plus_synthetic` has synthetic pictures; `synthetic` has these alone."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One paired training of every arm a seed."""
     detector: str = "yolo11n"

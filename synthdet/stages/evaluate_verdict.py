@@ -1,0 +1,147 @@
+"""What `evaluate` concludes: ``verdict.json``, with the verdict in one word and in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from synthdet.config import Arm, Config
+from synthdet.core.comparison import Difference, Verdict, judge
+from synthdet.stages.evaluate_measures import MEASURES, Results, compare
+from synthdet.stages.evaluate_units import Study
+
+COMPARED = ("map50", "map50_95")
+DIFFERENCES: dict[str, tuple[Arm, Arm]] = {
+    "differences": ("real_plus_synthetic", "real"),
+    "augmented_differences": ("real_plus_augmented", "real"),
+    "synthetic_over_augmented": ("real_plus_synthetic", "real_plus_augmented"),
+    "synthetic_alone_differences": ("synthetic", "real"),
+}
+"""Name in ``verdict.json`` -> the arm, and the one that is taken off it. The first is the verdict."""
+
+
+def conclude(study: Study, config: Config, results: Results) -> dict[str, Any]:
+    """What ``verdict.json`` holds."""
+    arms = study.trained(config)
+    means = {
+        arm: {
+            name: round(
+                float(np.mean([results[arm, seed].measures[name] for seed in config.evaluate.seeds])), 6
+            )
+            for name in MEASURES
+        }
+        for arm in arms
+    }  # fmt: skip
+    compared = {
+        key: {
+            name: compare(study, results, name, *pair, seeds=config.evaluate.seeds)
+            for name in COMPARED
+        }
+        if {*pair} <= {*arms}
+        else {}
+        for key, pair in DIFFERENCES.items()
+    }
+    kind, sentence = _sentence(study, means, compared)
+    return {
+        "verdict": kind,
+        "sentence": sentence,
+        "measures": means,
+        **{
+            key: {name: _to_fields(one) for name, one in differences.items()}
+            for key, differences in compared.items()
+        },
+        "seeds": list(config.evaluate.seeds),
+        "max_train_steps": config.evaluate.max_train_steps,
+        "train_pictures": {
+            arm: len(entries)
+            for arm, entries in study.train.items()
+            if arm in config.evaluate.arms or arm in ("real", "real_plus_synthetic")
+        },
+        "val_pictures": len(study.val),
+        "test_pictures": len(study.test),
+        "test_boxes": sum(len(entry.boxes) for entry in study.test),
+        "test_groups": len(set(study.test_groups)),
+    }
+
+
+def _to_fields(one: Difference) -> dict[str, float | None]:
+    fields = {"mean": one.mean, "low": one.low, "high": one.high}
+    return {name: None if value is None else round(value, 6) for name, value in fields.items()}
+
+
+def _sentence(
+    study: Study,
+    means: Mapping[Arm, Mapping[str, float]],
+    compared: Mapping[str, Mapping[str, Difference]],
+) -> tuple[Verdict, str]:
+    """The verdict in one word and in one sentence."""
+    if not study.test:
+        return "cannot be measured", "Cannot be measured: there is no real test picture."
+    if not study.can_be_measured:
+        return "cannot be measured", (
+            f"Cannot be measured: there is no animal in the {_count(len(study.test), 'real test picture')}."
+        )
+    where = f"on {_count(len(study.test), 'real test picture')}"
+    if not study.differs:
+        told = (
+            f": the detector has mAP50 {means['real']['map50']:.2f} {where}"
+            if "real" in means
+            else ""
+        )
+        return "nothing was added", (
+            f"Nothing was added: no synthetic picture is in the training set{told}."
+        )
+    if not compared["differences"]:
+        told = " and ".join(
+            f"{arm}, with mAP50 {one['map50']:.2f} {where}" for arm, one in means.items()
+        )
+        return "cannot be measured", f"Cannot be compared: evaluate.arms names only {told}."
+    difference = compared["differences"]["map50"]
+    kind = judge(difference)
+    before, after = means["real"]["map50"], means["real_plus_synthetic"]["map50"]
+    number = len(study.train["synthetic"])
+    heading = {"gain": "Gain", "loss": "Loss"}.get(kind, "Not shown with this test set")
+    change = (
+        f"with {_count(number, 'synthetic picture')} mAP50 {where} went from {before:.2f} to {after:.2f} "
+        f"({_signed(difference.mean)}"
+    )
+    seeds = _count(difference.num_seeds, "seed")
+    groups = _count(difference.num_groups, "group")
+    beside = _augmented_sentence(study, compared["augmented_differences"].get("map50"))
+    if difference.low is None or difference.high is None:
+        return kind, (
+            f"{heading}: {change}), but {seeds} and {groups} of test photos give no interval, so neither gain nor "
+            f"loss can be claimed.{beside}"
+        )
+    ending = "" if kind != "not shown" else ", so neither gain nor loss can be claimed"
+    return kind, (
+        f"{heading}: {change}, {_interval(difference)}; {seeds}, {groups} of test photos){ending}.{beside}"
+    )
+
+
+def _augmented_sentence(study: Study, difference: Difference | None) -> str:
+    """What ordinary augmentation did instead, where that arm was trained."""
+    if difference is None:
+        return ""
+    number = len(study.train["real_plus_augmented"]) - len(study.train["real"])
+    interval = _interval(difference)
+    return (
+        f" With {number} augmented copies of the real pictures instead it changed by {_signed(difference.mean)}"
+        f"{f' ({interval})' if interval else ''}."
+    )
+
+
+def _interval(difference: Difference) -> str:
+    if difference.low is None or difference.high is None:
+        return ""
+    return f"95 % interval {_signed(difference.low)} to {_signed(difference.high)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
