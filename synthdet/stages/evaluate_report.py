@@ -28,17 +28,20 @@ ARM_NAMES = {
     "real": "real photos alone",
     "real_plus_augmented": "real + augmented",
     "real_plus_synthetic": "real + synthetic",
+    "synthetic": "synthetic alone",
 }
 ARM_COLOURS = {
     "real": "#0072b2",
     "real_plus_augmented": "#009e73",
     "real_plus_synthetic": "#d55e00",
+    "synthetic": "#cc79a7",
 }
-"""Okabe and Ito's blue, green and vermilion: told apart by colour-blind readers too."""
+"""Okabe and Ito's blue, green, vermilion and purple: told apart by colour-blind readers too."""
 DIFFERENCE_NAMES = {
     "differences": ("synthetic − real", ARM_COLOURS["real_plus_synthetic"]),
     "augmented_differences": ("augmented − real", ARM_COLOURS["real_plus_augmented"]),
     "synthetic_over_augmented": ("synthetic − augmented", "#333333"),
+    "synthetic_alone_differences": ("synthetic alone − real", ARM_COLOURS["synthetic"]),
 }
 """Key in ``verdict.json`` -> how a difference is called and coloured."""
 TRUTH_COLOUR = "#ffffff"
@@ -112,7 +115,7 @@ def _plot_tag(report: Report) -> str:
 
 def _differences(report: Report) -> dict[str, Mapping[str, Mapping[str, float | None]]]:
     """The differences that were worked out, by key."""
-    return {key: report.verdict[key] for key in DIFFERENCE_NAMES if report.verdict[key]}
+    return {key: report.verdict[key] for key in DIFFERENCE_NAMES if report.verdict.get(key)}
 
 
 def _plot_values(axes: Any, report: Report) -> None:
@@ -214,6 +217,8 @@ def _facts_table(report: Report) -> str:
     )
     if report.augmented:
         trained_on += f", with {len(report.augmented)} augmented copies of real tiles in a third"
+    if "synthetic" in pictures:
+        trained_on += ", and the synthetic pictures alone in the last"
     facts = {
         "trained on": trained_on,
         "best weights chosen on": f"{verdict['val_pictures']} real val tiles",

@@ -18,6 +18,8 @@ from synthdet.config import Config, set_values
 from synthdet.core.records import Box, DetectedBox, ManifestEntry
 from synthdet.errors import SynthdetError
 from synthdet.stages import evaluate
+from synthdet.stages.evaluate_measures import MEASURES
+from synthdet.stages.evaluate_verdict import DIFFERENCES
 from synthdet.workspace import Workspace, read_json, write_records
 from tests.fakes import FakeDetector, FakeDetectorTrainer, PlannedError
 from tests.handmade import (
@@ -137,7 +139,7 @@ def test_whole(prepared: Prepared) -> None:
     assert {one["seed"] for one in trainer.trained} == {0, 1}
 
     rows = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text())))
-    assert len(rows) == 2 * 2 * len(evaluate.MEASURES)
+    assert len(rows) == 2 * 2 * len(MEASURES)
     value = {(row["arm"], row["seed"], row["measure"]): float(row["value"]) for row in rows}
     assert value["real_plus_synthetic", "1", "map50"] == 1
     assert value["real", "1", "map50"] < 1
@@ -205,7 +207,7 @@ def test_the_augmented_arm(tmp_path: Path) -> None:
 
     verdict = verdict_of(prepared)
     means = {arm: verdict["measures"][arm]["map50"] for arm in ALL_ARMS}
-    for key, (arm, base) in evaluate.DIFFERENCES.items():
+    for key, (arm, base) in list(DIFFERENCES.items())[:3]:
         assert verdict[key]["map50"]["mean"] == pytest.approx(means[arm] - means[base], abs=2e-6)
         assert verdict[key]["map50"]["low"] <= verdict[key]["map50"]["high"]
     assert verdict["train_pictures"] == {
@@ -216,6 +218,41 @@ def test_the_augmented_arm(tmp_path: Path) -> None:
     assert "Augmented, in train" in page
     assert "synthetic − augmented, 95 % interval" in page
     assert page.count("<figure>") == 6 + 4 + 4 + 5
+
+
+def test_the_arm_of_synthetic_pictures_alone(prepared: Prepared) -> None:
+    workspace, _, entries = prepared
+    arms = ("real", "real_plus_synthetic", "synthetic")
+    found = detectors(
+        entries,
+        real=lambda _: 0.5,
+        real_plus_synthetic=lambda _: 1.0,
+        synthetic=lambda _: 0.2,
+    )
+    trainer = FakeDetectorTrainer()
+    run(prepared, f"evaluate.arms=[{','.join(arms)}]", trainer=trainer, detector=found)
+    assert [one["data"].parent.name for one in trainer.trained] == [*arms, *arms]
+    folder = workspace.stage("evaluate").path
+    lines = (folder / "arms/synthetic/train.txt").read_text().splitlines()
+    assert len(lines) == 4
+    assert all(Path(line).name.startswith("syn-") for line in lines)
+    assert (folder / "arms/synthetic/val.txt").read_text() == (
+        folder / "arms/real/val.txt"
+    ).read_text(), "weights are chosen on real pictures"
+    verdict = verdict_of(prepared)
+    assert verdict["train_pictures"]["synthetic"] == 4
+    means = {arm: verdict["measures"][arm]["map50"] for arm in arms}
+    alone = verdict["synthetic_alone_differences"]["map50"]["mean"]
+    assert alone == pytest.approx(means["synthetic"] - means["real"], abs=2e-6)
+    assert "synthetic alone − real, 95 % interval" in (folder / "report.html").read_text()
+
+
+def test_without_synthetic_pictures_that_arm_is_left_out(tmp_path: Path) -> None:
+    arms = ("real", "synthetic")
+    workspace, config = make_run(tmp_path / "run", evaluate={"seeds": [0], "arms": arms})
+    trainer = FakeDetectorTrainer()
+    run((workspace, config, make_export(workspace, synthetic=0)), trainer=trainer)
+    assert [one["data"].parent.name for one in trainer.trained] == ["real"]
 
 
 def test_augmented_copies_that_were_not_made(prepared: Prepared) -> None:
