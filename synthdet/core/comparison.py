@@ -1,4 +1,4 @@
-"""How good a detector is, and whether a second one is better: matching, mAP, paired differences.
+"""How good a detector is: its boxes matched with the truth, and what follows from that.
 
 The matching and the average precision are COCO's (Lin et al., 2014), to 1e-6 those of pycocotools,
 but split in two: boxes are matched once, and the precision is then worked out for any choice of
@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from synthdet.core.records import XYXY, Box, DetectedBox
 
@@ -23,6 +21,8 @@ MAX_DETECTIONS = 100
 """Most confident boxes of a picture and class that count, as in COCO."""
 
 Floats = NDArray[np.float64]
+Areas = tuple[float, float]
+"""The smallest and the largest area of a range, both inside it, in square pixels."""
 
 
 # --- matching ----------------------------------------------------------------------------------
@@ -63,6 +63,7 @@ class Matches:
         confidence: ``(n,)`` 0..1, falling.
         correct: ``(n, 10)`` whether it matches a true box, at each of `IOU_THRESHOLDS`.
         num_true: ``(pictures, classes)`` number of true boxes.
+        counted: ``(n, 10)`` whether it counts at all: all do, but where a range of areas was asked for.
     """
 
     picture: NDArray[np.int64]
@@ -70,6 +71,7 @@ class Matches:
     confidence: Floats
     correct: NDArray[np.bool_]
     num_true: NDArray[np.int64]
+    counted: NDArray[np.bool_]
 
 
 def match_detections(
@@ -77,8 +79,12 @@ def match_detections(
     detections: Sequence[Sequence[DetectedBox]],
     *,
     num_classes: int,
+    areas: Areas = (0.0, np.inf),
 ) -> Matches:
     """Match the detections of each picture with its true boxes, most confident first.
+
+    With a range of areas, true boxes outside it are neither to be found nor wrong to find: what
+    matches one of them does not count, and neither does a wrong box whose own area is outside.
 
     Source: COCOeval.evaluateImg of pycocotools.
 
@@ -86,49 +92,77 @@ def match_detections(
         truths: True boxes of each picture.
         detections: Boxes drawn in each picture, in the same order of pictures.
         num_classes: Class ids are below this; others are ignored.
+        areas: Smallest and largest area of the animals that are asked about, in square pixels.
     """
     num_true = np.zeros((len(truths), num_classes), dtype=np.int64)
-    pictures, classes, confidences, corrects = [], [], [], []
+    pictures, classes, confidences, corrects, counteds = [], [], [], [], []
     for index, (true_boxes, drawn) in enumerate(zip(truths, detections, strict=True)):
         for class_id in range(num_classes):
             wanted = [box.xyxy for box in true_boxes if box.class_id == class_id]
-            num_true[index, class_id] = len(wanted)
+            outside = _is_outside(wanted, areas)
+            num_true[index, class_id] = (~outside).sum()
             found = sorted(
                 (box for box in drawn if box.class_id == class_id),
                 key=lambda box: -box.confidence,
             )[:MAX_DETECTIONS]
             if found:
-                iou = pairwise_iou([box.xyxy for box in found], wanted)
-                corrects.append(_match_greedily(iou))
+                own = [box.xyxy for box in found]
+                hit, beside = _match_greedily(pairwise_iou(own, wanted), outside)
+                corrects.append(hit)
+                counteds.append(~beside & (hit | ~_is_outside(own, areas)[:, None]))
                 pictures += [index] * len(found)
                 classes += [class_id] * len(found)
                 confidences += [box.confidence for box in found]
     order = np.argsort(-np.asarray(confidences, dtype=np.float64), kind="stable")
+    none = np.zeros((0, len(IOU_THRESHOLDS)), dtype=bool)
     return Matches(
         picture=np.asarray(pictures, dtype=np.int64)[order],
         class_id=np.asarray(classes, dtype=np.int64)[order],
         confidence=np.asarray(confidences, dtype=np.float64)[order],
-        correct=np.concatenate([*corrects, np.zeros((0, len(IOU_THRESHOLDS)), dtype=bool)])[order],
+        correct=np.concatenate([*corrects, none])[order],
         num_true=num_true,
+        counted=np.concatenate([*counteds, none])[order],
     )
 
 
-def _match_greedily(iou: Floats) -> NDArray[np.bool_]:
-    """``(n, m)`` overlaps, rows by falling confidence -> ``(n, thresholds)``: is the row a hit?"""
+def box_area(xyxy: XYXY) -> float:
+    """Width by height, as COCO works it out of ``xywh``; square pixels."""
+    return (xyxy[2] - xyxy[0]) * (xyxy[3] - xyxy[1])
+
+
+def _is_outside(boxes: Sequence[XYXY], areas: Areas) -> NDArray[np.bool_]:
+    own = np.array([box_area(box) for box in boxes], dtype=np.float64)
+    return np.asarray((own < areas[0]) | (own > areas[1]))
+
+
+def _match_greedily(
+    iou: Floats, outside: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Overlaps ``(n, m)``, rows by falling confidence -> two of ``(n, thresholds)``.
+
+    The first: does the row match a true box? The second: does it match one of those that are
+    ``outside`` (m) instead, because no other is left to it?
+    """
     hits = np.zeros((len(iou), len(IOU_THRESHOLDS)), dtype=bool)
+    beside = np.zeros_like(hits)
     if iou.shape[1] == 0:
-        return hits
+        return hits, beside
     needed = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)[:, None]
     free = np.ones((len(IOU_THRESHOLDS), iou.shape[1]), dtype=bool)
+    every = np.arange(len(IOU_THRESHOLDS))
     for row, overlaps in enumerate(iou):
         if overlaps.max() < IOU_THRESHOLDS[0]:
             continue
         usable = np.where(free & (overlaps >= needed), overlaps, -1.0)
+        inside = np.where(outside, -1.0, usable)
+        usable = np.where((inside >= 0).any(axis=1, keepdims=True), inside, usable)
         # Of equal overlaps COCO takes the last one.
         best = usable.shape[1] - 1 - usable[:, ::-1].argmax(axis=1)
-        hits[row] = usable[np.arange(len(best)), best] >= 0
-        free[np.flatnonzero(hits[row]), best[hits[row]]] = False
-    return hits
+        matched = usable[every, best] >= 0
+        hits[row] = matched & ~outside[best]
+        beside[row] = matched & outside[best]
+        free[np.flatnonzero(matched), best[matched]] = False
+    return hits, beside
 
 
 # --- measures ----------------------------------------------------------------------------------
@@ -164,9 +198,10 @@ def _class_precision(
     matches: Matches, class_id: int, weights: NDArray[np.int64], num_true: int
 ) -> Floats:
     chosen = (matches.class_id == class_id) & (weights[matches.picture] > 0)
-    weight = weights[matches.picture[chosen]].astype(np.float64)
-    correct = np.cumsum(weight[:, None] * matches.correct[chosen], axis=0)
-    precision = correct / (np.cumsum(weight)[:, None] + np.spacing(1))
+    weight = weights[matches.picture[chosen]].astype(np.float64)[:, None]
+    correct = np.cumsum(weight * matches.correct[chosen], axis=0)
+    drawn = np.cumsum(weight * matches.counted[chosen], axis=0)
+    precision = correct / (drawn + np.spacing(1))
     precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
     recall = correct / num_true
     result = np.zeros(len(IOU_THRESHOLDS))
@@ -175,6 +210,57 @@ def _class_precision(
         reached = at[at < len(precision)]
         result[threshold] = precision[reached, threshold].sum() / len(RECALL_LEVELS)
     return result
+
+
+def of_class(matches: Matches, class_id: int) -> Matches:
+    """The part of the matches that is about one class."""
+    chosen = matches.class_id == class_id
+    num_true = np.zeros_like(matches.num_true)
+    num_true[:, class_id] = matches.num_true[:, class_id]
+    return Matches(
+        picture=matches.picture[chosen],
+        class_id=matches.class_id[chosen],
+        confidence=matches.confidence[chosen],
+        correct=matches.correct[chosen],
+        num_true=num_true,
+        counted=matches.counted[chosen],
+    )
+
+
+def precision_without_groups(matches: Matches, groups: Sequence[str]) -> Floats:
+    """Average precision on all pictures, and with each group of pictures left out in turn.
+
+    Args:
+        matches: What `match_detections` found.
+        groups: The group of each picture.
+
+    Returns:
+        ``(1 + groups, 10)``: first on all pictures, then without each group in the order of their
+        names; NaN where no true box is left.
+    """
+    names = sorted(set(groups))
+    group_of = np.array([names.index(group) for group in groups])
+    subsets = [np.ones(len(group_of), dtype=np.int64)]
+    subsets += [(group_of != index).astype(np.int64) for index in range(len(names))]
+    return np.array([average_precision(matches, subset) for subset in subsets])
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Precision at every recall that a class reaches, at IoU 0.5, by falling confidence."""
+
+    recall: Floats
+    precision: Floats
+
+
+def precision_recall_curve(matches: Matches) -> Curve:
+    """The curve over all classes together, as the boxes were drawn: nothing is interpolated."""
+    correct = np.cumsum(matches.correct[:, 0])
+    drawn = np.cumsum(matches.counted[:, 0])
+    return Curve(
+        recall=correct / max(1, int(matches.num_true.sum())),
+        precision=correct / np.maximum(1, drawn),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +277,7 @@ def operating_point(matches: Matches, confidence: float) -> OperatingPoint:
     """Precision, recall and F1 of the boxes at or above a confidence. 0 where there are none."""
     chosen = matches.confidence >= confidence
     correct = int(matches.correct[chosen, 0].sum())
-    num_drawn, num_true = int(chosen.sum()), int(matches.num_true.sum())
+    num_drawn, num_true = int(matches.counted[chosen, 0].sum()), int(matches.num_true.sum())
     return OperatingPoint(
         confidence,
         precision=correct / num_drawn if num_drawn else 0.0,
@@ -209,79 +295,8 @@ def best_operating_point(matches: Matches) -> OperatingPoint | None:
     correct = np.cumsum(matches.correct[:, 0])
     if len(correct) == 0 or correct[-1] == 0:
         return None
-    f1 = 2 * correct / (np.arange(1, len(correct) + 1) + matches.num_true.sum())
+    f1 = 2 * correct / (np.cumsum(matches.counted[:, 0]) + matches.num_true.sum())
     # A threshold takes all boxes of equal confidence or none: only the last of them counts.
     last = np.append(np.diff(matches.confidence) != 0, True)
     best = int(np.argmax(np.where(last, f1, -1.0)))
     return operating_point(matches, float(matches.confidence[best]))
-
-
-# --- differences -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A mean paired difference; ``low`` and ``high`` bound its 95 % interval, where there is one."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    num_seeds: int
-    num_groups: int
-
-
-def paired_difference(full: Floats, without: Floats, *, level: float = 0.95) -> Difference:
-    """Mean difference between two arms, with an interval for other seeds *and* other test photos.
-
-    Seeds and groups of photos are crossed random effects: every seed's detectors are tested on
-    every group. mAP is no mean over photos, so each seed's difference is first turned into a
-    pseudo-value a group by the jackknife; the variance of their mean is that of a two-way layout
-    without replication, with Satterthwaite's degrees of freedom for the t quantile.
-
-    Source: Efron & Tibshirani, *An Introduction to the Bootstrap* (1993), chapter 11, for the
-    jackknife; Satterthwaite (1946) for the degrees of freedom.
-
-    Args:
-        full: ``(seeds,)`` difference of a measure on all test photos, for each paired seed.
-        without: ``(seeds, groups)`` the same with one group of photos left out.
-        level: Coverage of the interval, 0..1.
-
-    Returns:
-        Without an interval where there is one seed or one group, or a group without which the
-        measure does not exist (NaN).
-    """
-    num_seeds, num_groups = without.shape
-    mean = float(full.mean())
-    if num_seeds < 2 or num_groups < 2 or not np.isfinite(without).all():
-        return Difference(mean, None, None, num_seeds, num_groups)
-    values = num_groups * full[:, None] - (num_groups - 1) * without
-    by_seed, by_group = values.mean(axis=1), values.mean(axis=0)
-    rest = values - by_seed[:, None] - by_group[None, :] + values.mean()
-    squares = np.array([num_groups * by_seed.var(ddof=1), num_seeds * by_group.var(ddof=1),
-                        (rest**2).sum() / ((num_seeds - 1) * (num_groups - 1))])  # fmt: skip
-    freedom = np.array([num_seeds - 1, num_groups - 1, (num_seeds - 1) * (num_groups - 1)])
-    # Both first parts hold the third, so it is taken off once; never below the larger of the two.
-    total = max(squares[0] + squares[1] - squares[2], squares[0], squares[1])
-    if total <= 0:
-        return Difference(mean, mean, mean, num_seeds, num_groups)
-    # At least those of the part with fewest, which taking one off can undercut.
-    degrees = max(total**2 / (squares**2 / freedom).sum(), float(freedom.min()))
-    half = float(stdtrit(degrees, (1 + level) / 2) * np.sqrt(total / (num_seeds * num_groups)))
-    return Difference(mean, mean - half, mean + half, num_seeds, num_groups)
-
-
-Verdict = Literal["gain", "loss", "not shown", "nothing was added", "cannot be measured"]
-
-
-def judge(difference: Difference) -> Verdict:
-    """Gain or loss where the interval leaves 0 out; else neither is shown.
-
-    Examples:
-        >>> judge(Difference(0.1, 0.02, 0.18, 3, 8)), judge(Difference(0.1, -0.02, 0.22, 3, 8))
-        ('gain', 'not shown')
-    """
-    if difference.low is None or difference.high is None:
-        return "not shown"
-    if difference.low > 0:
-        return "gain"
-    return "loss" if difference.high < 0 else "not shown"

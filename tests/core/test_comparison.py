@@ -11,13 +11,14 @@ from pycocotools.cocoeval import COCOeval
 
 from synthdet.core import comparison
 from synthdet.core.comparison import (
-    Difference,
     average_precision,
     best_operating_point,
-    judge,
+    box_area,
     match_detections,
+    of_class,
     operating_point,
-    paired_difference,
+    precision_recall_curve,
+    precision_without_groups,
 )
 from synthdet.core.records import Box, DetectedBox
 
@@ -60,9 +61,12 @@ def draw_study(seed: int, num_classes: int = 2) -> tuple[list[list[Box]], list[l
 
 
 def coco_precision(
-    truths: list[list[Box]], detections: list[list[DetectedBox]], num_classes: int
+    truths: list[list[Box]],
+    detections: list[list[DetectedBox]],
+    num_classes: int,
+    areas: tuple[float, float] = (0, 1e10),
 ) -> np.ndarray:
-    """Average precision at the ten IoU thresholds, by pycocotools."""
+    """Average precision at the ten IoU thresholds, by pycocotools; for animals of a range of areas."""
 
     def xywh(box: Box | DetectedBox) -> list[float]:
         x1, y1, x2, y2 = box.xyxy
@@ -94,6 +98,7 @@ def coco_precision(
             ]
         )  # fmt: skip
         evaluation = COCOeval(coco, found, "bbox")
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [list(areas)], ["asked"]
         evaluation.evaluate()
         evaluation.accumulate()
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
@@ -110,6 +115,74 @@ def test_precision_is_that_of_pycocotools() -> None:
         np.testing.assert_allclose(ours, coco_precision(truths, detections, 2), atol=1e-6)
         compared += 1
     assert compared > 150
+
+
+@pytest.mark.parametrize("areas", [(0, 200), (200.5, 600), (600.5, 1e10)])
+def test_precision_by_size_is_that_of_pycocotools(areas: tuple[float, float]) -> None:
+    compared = 0
+    for seed in range(100):
+        truths, detections = draw_study(seed)
+        if not any(detections) or not any(
+            areas[0] <= box_area(box.xyxy) <= areas[1] for boxes in truths for box in boxes
+        ):
+            continue
+        ours = average_precision(match_detections(truths, detections, num_classes=2, areas=areas))
+        theirs = coco_precision(truths, detections, 2, areas)
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+        compared += 1
+    assert compared > 50
+
+
+def test_a_box_on_an_animal_of_another_size_is_neither_right_nor_wrong() -> None:
+    small, large = (0, 0, 10, 10), (30, 0, 70, 40)
+    true = [[Box(xyxy=small, class_id=0), Box(xyxy=large, class_id=0)]]
+    drawn = [
+        [
+            DetectedBox(xyxy=large, class_id=0, confidence=0.9),  # on the large animal
+            DetectedBox(xyxy=small, class_id=0, confidence=0.8),
+            DetectedBox(xyxy=(80, 0, 120, 40), class_id=0, confidence=0.7),  # wrong, but not small
+            DetectedBox(xyxy=(80, 60, 88, 68), class_id=0, confidence=0.6),  # wrong and small
+        ]
+    ]
+    matches = match_detections(true, drawn, num_classes=1, areas=(0, 500))
+    assert matches.counted[:, 0].tolist() == [False, True, False, True]
+    assert average_precision(matches)[0] == pytest.approx(1)
+    point = operating_point(matches, 0.5)
+    assert (point.precision, point.recall) == (0.5, 1.0)
+    best = best_operating_point(matches)
+    assert best is not None
+    assert best.f1 == 1
+
+
+def test_the_table_without_groups_is_the_measure_without_their_pictures() -> None:
+    truths, detections = draw_study(7)
+    groups = ["b", "a", *"b" * (len(truths) - 2)]
+    table = precision_without_groups(match_detections(truths, detections, num_classes=2), groups)
+    assert table.shape == (3, 10)
+    whole = match_detections(truths, detections, num_classes=2)
+    without_a = match_detections(
+        [truths[0], *truths[2:]], [detections[0], *detections[2:]], num_classes=2
+    )
+    np.testing.assert_allclose(table[0], average_precision(whole), atol=1e-12)
+    np.testing.assert_allclose(table[1], average_precision(without_a), atol=1e-12)
+
+
+def test_the_mean_over_classes_is_that_of_each_class_alone() -> None:
+    truths, detections = draw_study(7)
+    matches = match_detections(truths, detections, num_classes=2)
+    alone = [average_precision(of_class(matches, class_id)) for class_id in (0, 1)]
+    np.testing.assert_allclose(np.mean(alone, axis=0), average_precision(matches), atol=1e-12)
+    assert not np.allclose(*alone)
+
+
+def test_the_curve_ends_where_all_boxes_are_taken() -> None:
+    truths, detections = draw_study(7)
+    matches = match_detections(truths, detections, num_classes=2)
+    curve = precision_recall_curve(matches)
+    point = operating_point(matches, 0.0)
+    assert curve.recall[-1] == pytest.approx(point.recall)
+    assert curve.precision[-1] == pytest.approx(point.precision)
+    assert (np.diff(curve.recall) >= 0).all()
 
 
 def test_only_the_hundred_most_confident_boxes_of_a_picture_count() -> None:
@@ -166,52 +239,3 @@ def test_best_operating_point_takes_all_boxes_of_equal_confidence() -> None:
     assert best.f1 == pytest.approx(0.8)
     assert operating_point(matches, 0.5).f1 == pytest.approx(2 / 3)
     assert best_operating_point(match_detections(true, [[]], num_classes=1)) is None
-
-
-def simulate(
-    rng: np.random.Generator,
-    seeds: int,
-    groups: int,
-    spread: tuple[float, float, float],
-    mean: float,
-) -> Difference:
-    """A study whose difference is made of seed, group and rest; the measure is a mean over groups."""
-    values = mean + rng.normal(0, spread[0], (seeds, 1)) + rng.normal(0, spread[1], (1, groups))
-    values = values + rng.normal(0, spread[2], (seeds, groups))
-    without = (values.sum(axis=1, keepdims=True) - values) / (groups - 1)
-    return paired_difference(values.mean(axis=1), without)
-
-
-@pytest.mark.parametrize("spread", [(1, 0.3, 0.3), (0.3, 1, 0.3), (0.5, 1, 1)])
-@pytest.mark.parametrize("groups", [6, 12])
-def test_interval_covers_the_truth(spread: tuple[float, float, float], groups: int) -> None:
-    rng = np.random.default_rng(groups)
-    found = [simulate(rng, 3, groups, spread, mean=1.0) for _ in range(1000)]
-    covered = np.mean([one.low <= 1.0 <= one.high for one in found])  # type: ignore[operator]
-    assert 0.92 <= covered <= 0.99
-
-
-def test_without_a_difference_gain_is_rarely_said() -> None:
-    rng = np.random.default_rng(5)
-    said = [judge(simulate(rng, 3, 8, (1, 1, 1), mean=0.0)) for _ in range(1000)]
-    assert said.count("gain") <= 50
-    assert said.count("loss") <= 50
-
-
-@pytest.mark.parametrize(
-    ("full", "without"),
-    [
-        ([0.2], [[0.1, 0.3]]),  # one seed
-        ([0.2, 0.1], [[0.1], [0.3]]),  # one group
-        ([0.2, 0.1], [[0.1, np.nan], [0.3, np.nan]]),  # all the animals are in the second group
-    ],
-)
-def test_no_interval_from_too_little(full: list[float], without: list[list[float]]) -> None:
-    difference = paired_difference(np.array(full), np.array(without))
-    assert difference.low is None
-    assert difference.mean == pytest.approx(np.mean(full))
-    assert judge(difference) == "not shown"
-
-
-def test_judge_loss() -> None:
-    assert judge(Difference(-0.1, -0.2, -0.01, 3, 5)) == "loss"
