@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from synthdet.config import Arm, Config
-from synthdet.core.comparison import Difference, Verdict, judge
-from synthdet.stages.evaluate_measures import MEASURES, Results, compare
+from synthdet.core.differences import Difference, Verdict, judge, needed_to_settle
+from synthdet.core.measures import SizeRange
+from synthdet.stages.evaluate_measures import Results, compare, sizes_of
 from synthdet.stages.evaluate_units import Study
 
 COMPARED = ("map50", "map50_95")
@@ -25,25 +26,15 @@ DIFFERENCES: dict[str, tuple[Arm, Arm]] = {
 def conclude(study: Study, config: Config, results: Results) -> dict[str, Any]:
     """What ``verdict.json`` holds."""
     arms = study.trained(config)
-    means = {
-        arm: {
-            name: round(
-                float(np.mean([results[arm, seed].measures[name] for seed in config.evaluate.seeds])), 6
-            )
-            for name in MEASURES
-        }
-        for arm in arms
-    }  # fmt: skip
+    means = {arm: mean_measures(results, arm, config.evaluate.seeds) for arm in arms}
     compared = {
-        key: {
-            name: compare(study, results, name, *pair, seeds=config.evaluate.seeds)
-            for name in COMPARED
-        }
+        key: {name: compare(results, name, *pair, seeds=config.evaluate.seeds) for name in COMPARED}
         if {*pair} <= {*arms}
         else {}
         for key, pair in DIFFERENCES.items()
     }
-    kind, sentence = _sentence(study, means, compared)
+    needed = _needed(study, compared["differences"].get("map50"))
+    kind, sentence = _sentence(study, means, compared, needed)
     return {
         "verdict": kind,
         "sentence": sentence,
@@ -52,6 +43,7 @@ def conclude(study: Study, config: Config, results: Results) -> dict[str, Any]:
             key: {name: _to_fields(one) for name, one in differences.items()}
             for key, differences in compared.items()
         },
+        "would_settle": needed,
         "seeds": list(config.evaluate.seeds),
         "max_train_steps": config.evaluate.max_train_steps,
         "train_pictures": {
@@ -63,7 +55,51 @@ def conclude(study: Study, config: Config, results: Results) -> dict[str, Any]:
         "test_pictures": len(study.test),
         "test_boxes": sum(len(entry.boxes) for entry in study.test),
         "test_groups": len(set(study.test_groups)),
+        "test_photos": len(set(study.test_photos)),
+        "sizes": [_to_size(size) for size in sizes_of(study)],
     }
+
+
+def mean_measures(results: Results, name: str, seeds: Sequence[int]) -> dict[str, float]:
+    """Every measure of an arm, or of a point of a sweep: the mean over its seeds."""
+    keys = results[name, seeds[0]].measures
+    return {
+        key: round(float(np.mean([results[name, seed].measures[key] for seed in seeds])), 6)
+        for key in keys
+    }
+
+
+def _to_size(size: SizeRange) -> dict[str, Any]:
+    """A range as lengths, which people can picture: of a square box with that area."""
+    low, high = (float(np.sqrt(area)) for area in size.areas)
+    return {
+        "size": size.name,
+        "from": round(low, 2),
+        "to": round(high, 2) if np.isfinite(high) else None,
+        "boxes": size.num_boxes,
+    }
+
+
+def _needed(study: Study, difference: Difference | None) -> dict[str, int | None] | None:
+    """What would show a difference of the present size, in photos too; None where that is no question."""
+    needed = None if difference is None else needed_to_settle(difference)
+    if difference is None or needed is None:
+        return None
+    photos = None
+    if needed.num_groups is not None:
+        a_group = len(set(study.test_photos)) / difference.num_groups
+        photos = _roughly(needed.num_groups * a_group)
+    return {
+        "test_photos": photos,
+        "test_groups": needed.num_groups,
+        "seeds": needed.num_seeds,
+    }
+
+
+def _roughly(number: float) -> int:
+    """Two figures, rounded up: an estimate does not know more."""
+    step = 10 ** max(0, int(np.log10(number)) - 1)
+    return int(np.ceil(number / step) * step)
 
 
 def _to_fields(one: Difference) -> dict[str, float | None]:
@@ -75,6 +111,7 @@ def _sentence(
     study: Study,
     means: Mapping[Arm, Mapping[str, float]],
     compared: Mapping[str, Mapping[str, Difference]],
+    needed: Mapping[str, int | None] | None,
 ) -> tuple[Verdict, str]:
     """The verdict in one word and in one sentence."""
     if not study.test:
@@ -117,8 +154,29 @@ def _sentence(
         )
     ending = "" if kind != "not shown" else ", so neither gain nor loss can be claimed"
     return kind, (
-        f"{heading}: {change}, {_interval(difference)}; {seeds}, {groups} of test photos){ending}.{beside}"
+        f"{heading}: {change}, {_interval(difference)}; {seeds}, {groups} of test photos){ending}."
+        f"{_needed_sentence(study, difference, needed)}{beside}"
     )
+
+
+def _needed_sentence(
+    study: Study, difference: Difference, needed: Mapping[str, int | None] | None
+) -> str:
+    """How many test photos would settle it, or else seeds."""
+    if needed is None:
+        return ""
+    if needed["test_photos"] is not None:
+        photos = len(set(study.test_photos))
+        return (
+            f" If the difference stays as it is, about {needed['test_photos']} test photos in {needed['test_groups']} "
+            f"groups would settle it; now there are {photos} in {difference.num_groups}."
+        )
+    if needed["seeds"] is not None:
+        return (
+            f" More test photos alone would not settle it, as the seeds disagree: about {needed['seeds']} seeds "
+            f"would; now there are {difference.num_seeds}."
+        )
+    return " A difference as small as this would stay unsettled with many times the test photos or seeds."
 
 
 def _augmented_sentence(study: Study, difference: Difference | None) -> str:

@@ -139,7 +139,9 @@ def test_whole(prepared: Prepared) -> None:
     assert {one["seed"] for one in trainer.trained} == {0, 1}
 
     rows = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text())))
-    assert len(rows) == 2 * 2 * len(MEASURES)
+    per_unit = {row["measure"] for row in rows}
+    assert set(MEASURES) < per_unit
+    assert len(rows) == 2 * 2 * len(per_unit), "every measure once for each arm and seed"
     value = {(row["arm"], row["seed"], row["measure"]): float(row["value"]) for row in rows}
     assert value["real_plus_synthetic", "1", "map50"] == 1
     assert value["real", "1", "map50"] < 1
@@ -269,6 +271,106 @@ def test_without_the_synthetic_arm_there_is_no_verdict(tmp_path: Path) -> None:
     assert verdict["verdict"] == "cannot be measured"
     assert "names only real, with mAP50" in verdict["sentence"]
     assert verdict["augmented_differences"]["map50"]["mean"] > 0
+
+
+def measures_of(prepared: Prepared, arm: str, seed: int) -> dict[str, float]:
+    path = prepared[0].stage("evaluate").path / "results.csv"
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    return {
+        row["measure"]: float(row["value"])
+        for row in rows
+        if (row["arm"], row["seed"]) == (arm, str(seed))
+    }
+
+
+def test_measures_by_size_and_class_counts_and_false_alarms(tmp_path: Path) -> None:
+    workspace, config = make_run(tmp_path / "run", evaluate={"seeds": [0, 1]})
+    prepared = workspace, config, make_export(workspace, test=(1, 1, 1, 1, 1, 1, 0))
+    entries = [one for one in prepared[2] if one.split == "test"]
+    areas = sorted(
+        (box.xyxy[2] - box.xyxy[0]) * (box.xyxy[3] - box.xyxy[1])
+        for entry in entries
+        for box in entry.boxes
+    )
+    smallest_two = areas[:2]
+
+    def blind_to_the_small(weights: Path) -> FakeDetector:
+        drawn: dict[str, tuple[DetectedBox, ...]] = {}
+        for entry in prepared[2]:
+            seen = [
+                box
+                for box in entry.boxes
+                if (box.xyxy[2] - box.xyxy[0]) * (box.xyxy[3] - box.xyxy[1]) not in smallest_two
+            ]
+            ghosts = [Box(xyxy=(1, 1, 9, 6), class_id=0)] if not entry.boxes else []
+            drawn[entry.image_id] = detected(seen, 0.9) + detected(ghosts, 0.9)
+        return FakeDetector(drawn)
+
+    run(prepared, detector=blind_to_the_small)
+    values = measures_of(prepared, "real", 0)
+    assert (values["recall_small"], values["recall_medium"], values["recall_large"]) == (0, 1, 1)
+    assert (values["map50_small"], values["map50_large"]) == (0, pytest.approx(1))
+    # Seven photos: two animals not seen, one ghost in the photo that is empty.
+    assert values["count_bias"] == pytest.approx(-1 / 7, abs=1e-6)
+    assert values["count_error"] == pytest.approx(3 / 7, abs=1e-6)
+    assert values["false_alarms_per_empty_photo"] == values["false_alarms_per_empty_tile"] == 1
+
+    classes = sorted({box.class_id for entry in entries for box in entry.boxes})
+    assert classes == [0, 1], "else this test shows nothing"
+    alone = [values[f"map50:{name}"] for name in ("seal", "whale")]
+    assert values["map50"] == pytest.approx(sum(alone) / 2, abs=1e-6)
+    biases = [values[f"count_bias:{name}"] for name in ("seal", "whale")]
+    assert values["count_bias"] == pytest.approx(sum(biases), abs=1e-5)
+
+    verdict = verdict_of(prepared)
+    assert verdict["measures"]["real"].keys() == values.keys()
+    assert [one["boxes"] for one in verdict["sizes"]] == [2, 2, 2]
+    assert verdict["sizes"][0]["to"] == pytest.approx(areas[1] ** 0.5, abs=0.01)
+    assert verdict["test_photos"] == 7
+
+
+def test_without_empty_photos_there_are_no_false_alarms_to_count(tmp_path: Path) -> None:
+    workspace, config = make_run(tmp_path / "run")
+    prepared = workspace, config, make_export(workspace, test=(1, 1, 2))
+    run(prepared)
+    assert not [name for name in measures_of(prepared, "real", 0) if name.startswith("false")]
+
+
+def test_not_shown_says_what_would_settle_it(tmp_path: Path) -> None:
+    workspace, config = make_run(tmp_path / "run", evaluate={"seeds": [0, 1, 2, 3]})
+    entries = make_export(workspace, test=(1,) * 24, groups=12)
+    prepared = workspace, config, entries
+
+    def chance(weights: Path) -> FakeDetector:
+        arm, seed = weights.parent.name, int(weights.name.removeprefix("seed-"))
+        rng, share = np.random.default_rng([seed, len(arm)]), 0.5 if arm == "real" else 0.6
+        boxes = {
+            one.image_id: detected([box for box in one.boxes if rng.uniform() < share])
+            for one in entries
+        }
+        return FakeDetector(boxes)
+
+    said = run(prepared, detector=chance)
+    verdict = verdict_of(prepared)
+    assert verdict["verdict"] == "not shown"
+    needed = verdict["would_settle"]
+    assert needed["test_groups"] > 12
+    assert needed["test_photos"] == pytest.approx(2 * needed["test_groups"], rel=0.1)
+    assert f"about {needed['test_photos']} test photos in {needed['test_groups']} groups" in said
+    assert "now there are 24 in 12" in said
+
+
+def test_seeds_that_disagree_are_named_as_what_is_wanted(tmp_path: Path) -> None:
+    workspace, config = make_run(tmp_path / "run", evaluate={"seeds": [0, 1, 2, 3]})
+    entries = make_export(workspace, test=(1,) * 24, groups=12)
+    prepared = workspace, config, entries
+    shares = (0.1, 1.0, 1.0, 0.1)
+    found = detectors(entries, real=lambda _: 0.4, real_plus_synthetic=lambda seed: shares[seed])
+    said = run(prepared, detector=found)
+    needed = verdict_of(prepared)["would_settle"]
+    assert (needed["test_photos"], needed["test_groups"]) == (None, None)
+    assert needed["seeds"] > 4
+    assert f"about {needed['seeds']} seeds would; now there are 4" in said
 
 
 @pytest.mark.parametrize(
