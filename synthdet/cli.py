@@ -281,14 +281,27 @@ def curate(
     redo: Annotated[
         bool, typer.Option("--redo", help="Load again over verdicts that were not pulled.")
     ] = False,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write RUN/curation.html to judge without FiftyOne.")
+    ] = False,
+    verdicts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Pull from the file that curation.html saved."),
+    ] = None,
 ) -> None:
-    """Load the run into FiftyOne, or bring the verdicts back."""
+    """Load the run into FiftyOne or write it as a page, or bring the verdicts back."""
     from synthdet.stages import curate as stage
 
     workspace = _open(run, None)
     config, reporter = workspace.read_config(), Reporter()
+    if html and (pull or verdicts or redo):
+        raise SynthdetError("--html writes the page: leave out --pull, --verdicts and --redo")
     with workspace.exclusive():
-        if pull:
+        if html:
+            stage.write_html(workspace, config, reporter)
+        elif verdicts is not None:
+            stage.pull_file(workspace, config, reporter, file=verdicts)
+        elif pull:
             stage.pull(workspace, config, reporter)
         else:
             stage.load(workspace, config, reporter, redo=redo)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from synthdet.core.boxes import area, clip, intersection
 from synthdet.core.records import (
     XYXY,
     Box,
@@ -129,6 +130,22 @@ def why(shown: ShownRun, image: SyntheticImage) -> str | None:
     return next((reason for reason in reasons if reason), None)
 
 
+def strongest(boxes: Iterable[DetectedBox], number: int) -> list[DetectedBox]:
+    """The most confident boxes that are not half of a more confident one again (IoU 0.5)."""
+    kept: list[DetectedBox] = []
+    for box in sorted(boxes, key=lambda box: -box.confidence):
+        if len(kept) == number:
+            break
+        if not any(_iou(box.xyxy, other.xyxy) > 0.5 for other in kept):
+            kept.append(box)
+    return kept
+
+
+def _iou(first: XYXY, second: XYXY) -> float:
+    common = intersection(first, second)
+    return common / (area(first) + area(second) - common) if common else 0.0
+
+
 # --- the threshold -----------------------------------------------------------------------------
 
 
@@ -213,14 +230,14 @@ def only_new(shown: ShownRun, verdicts: Iterable[Verdict]) -> Iterator[Verdict]:
             yield verdict
 
 
-def clip(xyxy: XYXY, picture: Picture) -> XYXY:
+def trim(xyxy: XYXY, picture: Picture) -> XYXY:
     """A box in pixels, cut at the picture's edges and rounded to hundredths of a pixel."""
-    left, top, right, bottom = xyxy
+    left, top, right, bottom = clip(xyxy, picture.width, picture.height)
     return (
-        round(max(0.0, left), _DECIMALS),
-        round(max(0.0, top), _DECIMALS),
-        round(min(float(picture.width), right), _DECIMALS),
-        round(min(float(picture.height), bottom), _DECIMALS),
+        round(left, _DECIMALS),
+        round(top, _DECIMALS),
+        round(right, _DECIMALS),
+        round(bottom, _DECIMALS),
     )
 
 

@@ -1,8 +1,9 @@
-"""The side door: the run as a FiftyOne dataset, and a person's verdicts on the way back.
+"""The side door: the run as a FiftyOne dataset or a page, and a person's verdicts on the way back.
 
 Reads:  ``1-prepare/tiles.jsonl``, ``dataset.json``, and as far as they exist ``3-generate/images.jsonl``,
         ``4-filter/scores.jsonl``, ``decisions.jsonl``, ``5-label/detections.jsonl``, ``labels.jsonl``
-Writes: a FiftyOne dataset, in FiftyOne's own database; ``curation.jsonl`` (`pull`), appended
+Writes: a FiftyOne dataset, in FiftyOne's own database, or ``curation.html`` (`write_html`);
+        ``curation.jsonl`` (`pull` and `pull_file`), appended
 Resume: a dataset that shows the run as it stands is left as it is, with whatever a person added to
         it. If the run has changed since, it is made again, unless that would lose verdicts not pulled.
 
@@ -26,8 +27,9 @@ from types import ModuleType
 from typing import Any, Final
 
 from synthdet.config import Config
-from synthdet.core.curation import ACCEPT, REJECT, ShownRun
+from synthdet.core.curation import ACCEPT, REJECT, ShownRun, only_new
 from synthdet.core.formats.fiftyone import FIELDS, SeenSample, make_samples, read_verdicts
+from synthdet.core.formats.verdict_file import from_verdict_file
 from synthdet.core.records import (
     Decision,
     Detections,
@@ -40,6 +42,7 @@ from synthdet.core.records import (
 from synthdet.errors import SynthdetError
 from synthdet.models.machine import find_mongod
 from synthdet.progress import Reporter
+from synthdet.stages.curate_gallery import NAME, write_gallery
 from synthdet.workspace import Workspace, append_records, read_json, read_records
 
 ADDRESS: Final = "127.0.0.1"
@@ -123,6 +126,62 @@ def pull(workspace: Workspace, config: Config, reporter: Reporter) -> None:
             "curate",
             f"{unheard} tags on val and test tiles are not followed: correct the annotations instead",
         )
+    _close_pull(workspace, verdicts, reporter)
+
+
+def write_html(workspace: Workspace, config: Config, reporter: Reporter) -> Path:
+    """Write ``curation.html``: the synthetic pictures to judge without FiftyOne, a database or a server.
+
+    Returns:
+        The page.
+
+    Raises:
+        SynthdetError: Prepare is not done, or a picture is gone.
+    """
+    del config
+    path = workspace.root / NAME
+    said = write_gallery(path, _read_run(workspace), workspace.root.resolve().name, reporter)
+    reporter.close(
+        "curate",
+        f"{said} · open {path} in a browser, save the verdicts there, then "
+        f"`synthdet curate {workspace.root} --verdicts FILE`",
+    )
+    return path
+
+
+def pull_file(workspace: Workspace, config: Config, reporter: Reporter, *, file: Path) -> None:
+    """Append the verdicts that the gallery saved to ``curation.jsonl``, as `pull` does FiftyOne's.
+
+    Args:
+        workspace: The run.
+        config: Its settings. Nothing here depends on them.
+        reporter: Hears what came.
+        file: ``curation-verdicts.json``, as the browser saved it.
+
+    Raises:
+        SynthdetError: Not such a file, of another run, or with a verdict that cannot be followed;
+            nothing is written then.
+    """
+    del config
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SynthdetError(
+            f"{file} cannot be read ({_first_line(error)}): name the file that `Save verdicts` saved"
+        ) from error
+    shown = _read_run(workspace)
+    given, passed_over = from_verdict_file(text, shown, where=str(file), by=_user(), at=_now())
+    verdicts = list(only_new(shown, given))
+    append_records(_curation_path(workspace), verdicts)
+    if passed_over:
+        reporter.note(
+            "curate",
+            f"{passed_over} verdicts are on pictures that were made again since: they do not count",
+        )
+    _close_pull(workspace, verdicts, reporter)
+
+
+def _close_pull(workspace: Workspace, verdicts: Sequence[Verdict], reporter: Reporter) -> None:
     if not verdicts:
         reporter.close("curate", "no new verdicts")
         return
@@ -327,8 +386,7 @@ def _save_views(fo: ModuleType, dataset: Any) -> None:
 
 def _new_verdicts(dataset: Any, shown: ShownRun) -> list[Verdict]:
     """What a person decided in the App and ``curation.jsonl`` does not hold yet."""
-    at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    return list(read_verdicts(shown, _seen_samples(dataset), by=_user(), at=at))
+    return list(read_verdicts(shown, _seen_samples(dataset), by=_user(), at=_now()))
 
 
 def _seen_samples(dataset: Any) -> Iterator[SeenSample]:
@@ -353,11 +411,15 @@ def _own_tags(dataset: Any) -> dict[str, list[str]]:
     return {image_id: tags for image_id, tags in found.items() if tags}
 
 
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
 def _user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may run as a user without a name
-        return "fiftyone"
+        return "somebody"
 
 
 # --- FiftyOne itself ---------------------------------------------------------------------------

@@ -20,11 +20,11 @@ from synthdet.core.curation import (
     ShownRun,
     box_fingerprint,
     boxes_to_export,
-    clip,
     judgeable,
     name_of,
     only_new,
     standing_verdict,
+    trim,
     why,
 )
 from synthdet.core.fusion import is_upright
@@ -264,5 +264,5 @@ def _to_boxes(
             (top + height) * picture.height,
         )
         class_id = shown.class_names.index(class_name)
-        boxes.append(Box(xyxy=clip(xyxy, picture), class_id=class_id))
+        boxes.append(Box(xyxy=trim(xyxy, picture), class_id=class_id))
     return tuple(boxes)
