@@ -45,6 +45,17 @@ def intersection(first: XYXY, second: XYXY) -> float:
     )
 
 
+def iou(first: XYXY, second: XYXY) -> float:
+    """Area that two boxes share over the area that they cover together, 0..1.
+
+    Examples:
+        >>> iou((0, 0, 10, 10), (5, 0, 15, 10)) == 50 / 150
+        True
+    """
+    common = intersection(first, second)
+    return common / (area(first) + area(second) - common) if common else 0.0
+
+
 def clip(xyxy: XYXY, width: float, height: float) -> XYXY:
     """A box cut off at the picture's edges; empty where it lies outside.
 

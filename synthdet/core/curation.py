@@ -9,10 +9,10 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from synthdet.core.boxes import area, clip, intersection
+from synthdet.core.boxes import clip, iou
 from synthdet.core.records import (
     XYXY,
     Box,
@@ -26,7 +26,7 @@ from synthdet.core.records import (
     Verdict,
 )
 
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 """Raised when datasets of older versions are to be made again."""
 ACCEPT: Final = "accept"
 REJECT: Final = "reject"
@@ -56,6 +56,7 @@ class ShownRun:
         detections: Raw boxes.
         labels: What the label stage made of the boxes.
         verdicts: The last one on every picture as it is now.
+        doubts: Why a label is likely wrong, in words, by image or tile id.
     """
 
     root: str
@@ -68,13 +69,14 @@ class ShownRun:
     detections: dict[str, Detections]
     labels: dict[str, Label]
     verdicts: dict[str, Verdict]
+    doubts: dict[str, str] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
         """Hash of all of it: the same as long as the same is shown."""
         named = (self.scores, self.decisions, self.detections, self.labels, self.verdicts)
         records = [self.tiles, self.images, *(by_id.values() for by_id in named)]
         lines = [[record.to_line() for record in kind] for kind in records]
-        return _hash([LAYOUT, self.root, self.class_names, lines])
+        return _hash([LAYOUT, self.root, self.class_names, lines, self.doubts])
 
     def describe(self) -> str:
         """Counts in words."""
@@ -136,14 +138,9 @@ def strongest(boxes: Iterable[DetectedBox], number: int) -> list[DetectedBox]:
     for box in sorted(boxes, key=lambda box: -box.confidence):
         if len(kept) == number:
             break
-        if not any(_iou(box.xyxy, other.xyxy) > 0.5 for other in kept):
+        if not any(iou(box.xyxy, other.xyxy) > 0.5 for other in kept):
             kept.append(box)
     return kept
-
-
-def _iou(first: XYXY, second: XYXY) -> float:
-    common = intersection(first, second)
-    return common / (area(first) + area(second) - common) if common else 0.0
 
 
 # --- the threshold -----------------------------------------------------------------------------

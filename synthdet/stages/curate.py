@@ -13,10 +13,8 @@ FiftyOne is imported inside functions: importing it starts a database server.
 from __future__ import annotations
 
 import getpass
-import hashlib
 import json
 import os
-import re
 import socket
 import tempfile
 import time
@@ -28,22 +26,22 @@ from typing import Any, Final
 
 from synthdet.config import Config
 from synthdet.core.curation import ACCEPT, REJECT, ShownRun, only_new
-from synthdet.core.formats.fiftyone import FIELDS, SeenSample, make_samples, read_verdicts
-from synthdet.core.formats.verdict_file import from_verdict_file
-from synthdet.core.records import (
-    Decision,
-    Detections,
-    Label,
-    Score,
-    SyntheticImage,
-    Tile,
-    Verdict,
+from synthdet.core.doubts import principal_plane
+from synthdet.core.formats.fiftyone import (
+    FIELDS,
+    SeenSample,
+    make_samples,
+    read_verdicts,
+    sample_id,
 )
+from synthdet.core.formats.verdict_file import from_verdict_file
+from synthdet.core.records import Verdict
 from synthdet.errors import SynthdetError
 from synthdet.models.machine import find_mongod
 from synthdet.progress import Reporter
 from synthdet.stages.curate_gallery import NAME, write_gallery
-from synthdet.workspace import Workspace, append_records, read_json, read_records
+from synthdet.stages.curate_run import curation_path, dataset_name, read_embeddings, read_run
+from synthdet.workspace import Workspace, append_records
 
 ADDRESS: Final = "127.0.0.1"
 VERDICT_TAGS: Final = (ACCEPT, REJECT)
@@ -52,6 +50,17 @@ _VALUE_COLOURS: Final = {
     "source": {"real": "#2ca02c", "synthetic": "#ff7f0e"},
     "status": {"accept": "#1f77b4", "review": "#d62728", "negative": "#8a8a8a"},
 }
+_VIEW_COLOURS: Final = {
+    "needs review": "#ff7f0e",
+    "near the threshold": "#e6b000",
+    "likely label mistakes": "#9467bd",
+    "most different": "#1f77b4",
+    "kept": "#2ca02c",
+}
+BRAIN_KEY: Final = "clip"
+"""Of the embeddings plot, in the App's panel."""
+_FEWEST_POINTS: Final = 3
+
 # --- entries -----------------------------------------------------------------------------------
 
 
@@ -72,11 +81,11 @@ def load(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool
             that were not pulled while the run has changed.
     """
     del config
-    shown = _read_run(workspace)
+    shown = read_run(workspace)
     name = dataset_name(workspace.root)
     with _fiftyone() as fo:
         if not fo.dataset_exists(name):
-            return _make_dataset(fo, shown, name, reporter, own_tags={})
+            return _make_dataset(fo, workspace, shown, reporter, own_tags={})
         dataset = fo.load_dataset(name)
         if not redo:
             if dataset.info.get("synthdet") == shown.fingerprint():
@@ -90,7 +99,7 @@ def load(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool
                 )
         tags = _own_tags(dataset)
         fo.delete_dataset(name)
-        return _make_dataset(fo, shown, name, reporter, own_tags=tags)
+        return _make_dataset(fo, workspace, shown, reporter, own_tags=tags)
 
 
 def pull(workspace: Workspace, config: Config, reporter: Reporter) -> None:
@@ -105,7 +114,7 @@ def pull(workspace: Workspace, config: Config, reporter: Reporter) -> None:
             the run does not have; nothing is written then.
     """
     del config
-    shown = _read_run(workspace)
+    shown = read_run(workspace)
     name = dataset_name(workspace.root)
     with _fiftyone() as fo:
         if not fo.dataset_exists(name):
@@ -115,9 +124,9 @@ def pull(workspace: Workspace, config: Config, reporter: Reporter) -> None:
         dataset = fo.load_dataset(name)
         verdicts = _new_verdicts(dataset, shown)
         up_to_date = dataset.info.get("synthdet") == shown.fingerprint()
-        append_records(_curation_path(workspace), verdicts)
+        append_records(curation_path(workspace), verdicts)
         if up_to_date and verdicts:
-            dataset.info["synthdet"] = _read_run(workspace).fingerprint()
+            dataset.info["synthdet"] = read_run(workspace).fingerprint()
             dataset.save()
         measured = dataset.match({"split": {"$in": ["val", "test"]}})
         unheard = len(measured.match_tags(VERDICT_TAGS))
@@ -140,7 +149,7 @@ def write_html(workspace: Workspace, config: Config, reporter: Reporter) -> Path
     """
     del config
     path = workspace.root / NAME
-    said = write_gallery(path, _read_run(workspace), workspace.root.resolve().name, reporter)
+    said = write_gallery(path, read_run(workspace), workspace.root.resolve().name, reporter)
     reporter.close(
         "curate",
         f"{said} · open {path} in a browser, save the verdicts there, then "
@@ -169,10 +178,10 @@ def pull_file(workspace: Workspace, config: Config, reporter: Reporter, *, file:
         raise SynthdetError(
             f"{file} cannot be read ({_first_line(error)}): name the file that `Save verdicts` saved"
         ) from error
-    shown = _read_run(workspace)
+    shown = read_run(workspace)
     given, passed_over = from_verdict_file(text, shown, where=str(file), by=_user(), at=_now())
     verdicts = list(only_new(shown, given))
-    append_records(_curation_path(workspace), verdicts)
+    append_records(curation_path(workspace), verdicts)
     if passed_over:
         reporter.note(
             "curate",
@@ -232,66 +241,19 @@ def serve(
             session.close()
 
 
-def dataset_name(run: Path) -> str:
-    """Name of a run's dataset: its folder's name, and a short hash of where that is."""
-    path = run.resolve()
-    plain = re.sub(r"[^a-z0-9]+", "-", path.name.lower()).strip("-") or "run"
-    return f"synthdet-{plain}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-
-
-# --- the run -----------------------------------------------------------------------------------
-
-
-def _read_run(workspace: Workspace) -> ShownRun:
-    """All that is shown of the run, as far as it has come.
-
-    Raises:
-        SynthdetError: Prepare is not done: there is nothing to show.
-    """
-    workspace.stage("prepare").output()
-    prepare, chosen = workspace.stage("prepare").path, workspace.stage("filter").path
-    generated, labelled = workspace.stage("generate").path, workspace.stage("label").path
-    tiles = read_records(prepare / "tiles.jsonl", Tile)
-    images = read_records(generated / "images.jsonl", SyntheticImage)
-    hashes = {tile.tile_id: tile.sha256 for tile in tiles}
-    hashes |= {image.image_id: image.sha256 for image in images}
-    verdicts = read_records(_curation_path(workspace), Verdict)
-    return ShownRun(
-        root=str(workspace.root.resolve()),
-        dataset=dataset_name(workspace.root),
-        class_names=tuple(read_json(prepare / "dataset.json")["classes"]),
-        tiles=tiles,
-        images=images,
-        scores={one.image_id: one for one in read_records(chosen / "scores.jsonl", Score)},
-        decisions={one.image_id: one for one in read_records(chosen / "decisions.jsonl", Decision)},
-        detections={
-            one.image_id: one for one in read_records(labelled / "detections.jsonl", Detections)
-        },
-        labels={one.image_id: one for one in read_records(labelled / "labels.jsonl", Label)},
-        verdicts={
-            one.image_id: one
-            for one in verdicts
-            if one.image_id in hashes and one.sha256 in (None, hashes[one.image_id])
-        },
-    )
-
-
-def _curation_path(workspace: Workspace) -> Path:
-    return workspace.root / "curation.jsonl"
-
-
 # --- run -> FiftyOne ---------------------------------------------------------------------------
 
 
 def _make_dataset(
     fo: ModuleType,
+    workspace: Workspace,
     shown: ShownRun,
-    name: str,
     reporter: Reporter,
     *,
     own_tags: Mapping[str, Sequence[str]],
 ) -> str:
     """Write the run in FiftyOne's own format and import that: ten times as fast as adding samples."""
+    name = shown.dataset
     with tempfile.TemporaryDirectory(prefix="synthdet-curate-") as folder:
         _write_schema(fo, Path(folder))
         samples = list(make_samples(shown, own_tags))
@@ -306,6 +268,7 @@ def _make_dataset(
         paths=["tags", "source", "status", "ground_truth", "accepted"]
     )
     _save_views(fo, dataset)
+    _plot_embeddings(workspace, shown, dataset)
     dataset.info["synthdet"] = shown.fingerprint()
     dataset.persistent = True
     dataset.save()
@@ -319,6 +282,9 @@ def _write_schema(fo: ModuleType, folder: Path) -> None:
         "seed": fo.IntField,
         "similarity": fo.FloatField,
         "background_similarity": fo.FloatField,
+        "to_threshold": fo.FloatField,
+        "near_threshold": fo.BooleanField,
+        "nearest_real_similarity": fo.FloatField,
         "kept": fo.BooleanField,
     }
     empty = fo.Dataset()
@@ -359,25 +325,61 @@ def _colour_scheme(fo: ModuleType, class_names: Iterable[str]) -> Any:
 
 def _save_views(fo: ModuleType, dataset: Any) -> None:
     field = fo.ViewField
-    undecided = dataset.match(field("kept") == True).match(field("status") == "review")  # noqa: E712
-    undecided = undecided.match_tags(VERDICT_TAGS, bool=False)
-    dataset.save_view(
-        "needs review",
-        undecided,
-        description="Kept pictures whose boxes are uncertain, without a verdict yet",
-        color="#ff7f0e",
-    )
-    dataset.save_view(
-        "dropped",
-        dataset.match(field("kept") == False).sort_by("similarity"),  # noqa: E712
-        description="Dropped by the filter, least similar first; the field reason says why",
-        color="#d62728",
-    )
-    dataset.save_view(
-        "kept",
-        dataset.match(field("kept") == True).sort_by("similarity"),  # noqa: E712
-        description="Kept by the filter, least similar first",
-        color="#2ca02c",
+    unjudged = dataset.match_tags(VERDICT_TAGS, bool=False)
+    kept = dataset.match(field("kept") == True)  # noqa: E712
+    dropped = dataset.match(field("kept") == False).sort_by("similarity")  # noqa: E712
+    near = dataset.match(field("near_threshold") == True)  # noqa: E712
+    views = {
+        "needs review": (
+            unjudged.match((field("kept") == True) & (field("status") == "review")),  # noqa: E712
+            "Kept pictures whose boxes are uncertain, without a verdict yet",
+        ),
+        "near the threshold": (
+            near.sort_by(field("to_threshold").abs()),
+            "A slightly moved threshold would decide them anew; the nearest first",
+        ),
+        "likely label mistakes": (
+            unjudged.match(field("doubt") != None),  # noqa: E711
+            "The field doubt says why; val and test tiles are corrected in the annotations",
+        ),
+        "most different": (
+            kept.exists("nearest_real_similarity").sort_by("nearest_real_similarity"),
+            "Kept pictures, those least like any real photo first",
+        ),
+        "kept": (kept.sort_by("similarity"), "Kept by the filter, least similar first"),
+        "dropped": (dropped, "Dropped by the filter, least similar first"),
+    }
+    for reason in sorted(dropped.distinct("reason")):
+        views[f"dropped: {reason}"] = (
+            dropped.match(field("reason") == reason),
+            f"Dropped by the filter: {reason}; least similar first",
+        )
+    for name, (view, description) in views.items():
+        dataset.save_view(
+            name, view, description=description, color=_VIEW_COLOURS.get(name, "#d62728")
+        )
+
+
+def _plot_embeddings(workspace: Workspace, shown: ShownRun, dataset: Any) -> None:
+    """Where the filter's embeddings lie on a plane, for the App's panel *Embeddings*.
+
+    They are read from ``4-filter/embeddings/`` and turned into points here: no network is asked.
+    """
+    hashes = {tile.tile_id: tile.sha256 for tile in shown.tiles}
+    hashes |= {image.image_id: image.sha256 for image in shown.images}
+    names, embeddings = read_embeddings(workspace, hashes)
+    if len(names) < _FEWEST_POINTS:
+        return
+    import fiftyone.brain as fob
+
+    points = principal_plane(embeddings)
+    ids = [sample_id(shown, name) for name in names]
+    fob.compute_visualization(
+        dataset,
+        points=dict(zip(ids, points, strict=True)),
+        brain_key=BRAIN_KEY,
+        method="manual",
+        progress=False,
     )
 
 

@@ -210,6 +210,7 @@ function showFacts(p) {
     ["picture", p.id],
     ["status", [decided, p.status && `label: ${p.status}`].filter(Boolean).join(", ")],
     ["reason", p.reason],
+    ["doubt", p.doubt],
     ["prompt", p.prompt],
     ["seed", String(p.seed)],
     ["similarity", number(p.similarity)],

@@ -123,6 +123,7 @@ def _facts(shown: ShownRun, image: SyntheticImage, kind: Kind) -> dict[str, Any]
         "kept": decision.kept if decision else None,
         "status": label.status if label else None,
         "reason": why(shown, image),
+        "doubt": shown.doubts.get(image_id),
         "background": image.asked_for == (),
         "boxes": _drawn(boxes_to_export(shown, image)),
         "raw": _drawn(strongest(raw, _RAW_BOXES)),

@@ -18,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from synthdet.config import Config
+from synthdet.core.doubts import principal_plane
 from synthdet.core.records import (
     Box,
     Decision,
@@ -33,6 +34,7 @@ from synthdet.errors import SynthdetError
 from synthdet.models.machine import find_mongod
 from synthdet.progress import Reporter
 from synthdet.stages import curate
+from synthdet.stages.filter_cache import Embedded, EmbeddingCache
 from synthdet.workspace import Workspace, hash_file, read_records, write_json, write_records
 
 WIDTH, HEIGHT = 96, 64
@@ -111,6 +113,7 @@ def generate(workspace: Workspace, *, first_seed: int = 100) -> None:
                 height=HEIGHT,
                 batch=0,
                 batch_shape=5,
+                asked_for=(0, 0) if number == 0 else None,
             )
         )
     write_records(folder / "images.jsonl", images)
@@ -121,7 +124,11 @@ def decide(workspace: Workspace) -> None:
     ids = [f"syn-{number:06d}" for number in range(5)]
     scores = [
         Score(
-            image_id=i, similarity=0.9 - 0.1 * n, background_similarity=0.5, nearest_real="tile-0"
+            image_id=i,
+            similarity=0.9 - 0.1 * n,
+            background_similarity=0.5,
+            nearest_real="tile-0",
+            nearest_real_similarity=(0.9, 0.6, 0.7, 0.5)[n],
         )
         for n, i in enumerate(ids[:4])
     ]
@@ -133,7 +140,7 @@ def decide(workspace: Workspace) -> None:
     write_records(
         workspace.stage("filter").path / "decisions.jsonl",
         [
-            Decision(image_id=i, kept=reason is None, threshold=0.65, reason=reason)
+            Decision(image_id=i, kept=reason is None, threshold=0.62, reason=reason)
             for i, reason in zip(ids, reasons, strict=True)
         ],
     )
@@ -245,14 +252,54 @@ class TestLoad:
         }
         assert shown == {
             "needs review": ["syn-000001"],
-            "dropped": ["syn-000004", "syn-000003"],
+            "near the threshold": ["syn-000003"],
+            "likely label mistakes": ["syn-000000"],
+            "most different": ["syn-000001", "syn-000002", "syn-000000"],
             "kept": ["syn-000002", "syn-000001", "syn-000000"],
+            "dropped": ["syn-000004", "syn-000003"],
+            "dropped: all of one colour": ["syn-000004"],
+            "dropped: far from real": ["syn-000003"],
         }
+        near = sample(dataset, "syn-000003")
+        assert near.to_threshold == pytest.approx(-0.02)
+        assert near.nearest_real_path.endswith("1-prepare/tiles/train/tile-0.png")
+        assert sample(dataset, "syn-000000").doubt == (
+            "asked for 2 humpback whale, labelled 1 humpback whale"
+        )
+        judged = dataset.match({"image_id": {"$in": ["syn-000000", "syn-000001"]}})
+        judged.tag_samples("accept")
+        assert len(dataset.load_saved_view("needs review")) == 0
+        assert len(dataset.load_saved_view("likely label mistakes")) == 0
         fields = {field["path"]: field for field in dataset.app_config.color_scheme.fields}
         assert {value["value"] for value in fields["source"]["valueColors"]} == {
             "real",
             "synthetic",
         }
+
+    def test_the_filters_embeddings_are_plotted(self, workspace: Workspace, load: Load) -> None:
+        folder = workspace.stage("filter")
+        folder.claim(settings={"model": "tiny"}, inputs={})
+        tiles = read_records(workspace.stage("prepare").path / "tiles.jsonl", Tile)
+        images = read_records(workspace.stage("generate").path / "images.jsonl", SyntheticImage)
+        rng = np.random.default_rng(0)
+        embedded = {}
+        for picture in (*tiles[:2], *images[:4]):
+            row = rng.normal(size=8).astype(np.float32)
+            embedded[picture.sha256] = Embedded(row / np.linalg.norm(row), None)
+        embedded[images[4].sha256] = Embedded(None, "blank")
+        EmbeddingCache(folder.path / "embeddings", "tiny").add_part(embedded)
+        dataset = load()
+        results = dataset.load_brain_results(curate.BRAIN_KEY)
+        ids = {sample.id: sample.image_id for sample in dataset}
+        plotted = {ids[i]: point for i, point in zip(results.sample_ids, results.points, strict=True)}  # fmt: skip
+        assert sorted(plotted) == [*(f"syn-00000{n}" for n in range(4)), "tile-0", "tile-1"]
+        rows = np.stack([embedded[p.sha256].embedding for p in (*tiles[:2], *images[:4])])
+        plane = principal_plane(rows)
+        names = ["tile-0", "tile-1", *(f"syn-00000{n}" for n in range(4))]
+        assert np.allclose(np.stack([plotted[name] for name in names]), plane)
+
+    def test_without_embeddings_nothing_is_plotted(self, load: Load) -> None:
+        assert load().list_brain_runs() == []
 
     def test_a_run_that_only_has_photos(
         self, tmp_path: Path, database: Any, request: pytest.FixtureRequest

@@ -21,7 +21,9 @@ from synthdet.core.curation import (
     box_fingerprint,
     boxes_to_export,
     judgeable,
+    margin,
     name_of,
+    near_threshold,
     only_new,
     standing_verdict,
     trim,
@@ -40,9 +42,14 @@ FIELDS: Final = {
     "seed": "Seed of a synthetic picture",
     "similarity": "Cosine similarity (CLIP) to the centroid of the real train tiles with an animal",
     "background_similarity": "The same, to the centroid of the real background tiles",
+    "to_threshold": "Similarity minus the threshold it was held against",
+    "near_threshold": "Among the pictures that a slightly moved threshold decides anew",
     "nearest_real": "The most similar real tile",
+    "nearest_real_similarity": "Cosine similarity to it",
+    "nearest_real_path": "Its file",
     "kept": "What the filter decided",
     "reason": "Why it was dropped, or waits for review",
+    "doubt": "Why the label is likely wrong",
     "status": "What the labels' thresholds say: accept, review, or negative",
     "sha256": "Hash of the picture's file",
     "ground_truth": "Boxes of a real tile; edit those of train tiles",
@@ -81,6 +88,8 @@ def make_samples(
         own_tags: Image id -> further tags, which a person invented.
     """
     pictures: list[Picture] = [*shown.tiles, *shown.images]
+    near = near_threshold(shown)
+    paths = {tile.tile_id: f"{shown.root}/{tile.path}" for tile in shown.tiles}
     for picture in pictures:
         if isinstance(picture, Tile):
             fields: dict[str, Any] = {
@@ -91,6 +100,9 @@ def make_samples(
             }
         else:
             fields = _synthetic_fields(shown, picture)
+            fields["near_threshold"] = picture.image_id in near
+            fields["nearest_real_path"] = paths.get(fields.get("nearest_real", ""))
+        fields["doubt"] = shown.doubts.get(name_of(picture))
         boxes = boxes_to_export(shown, picture)
         if boxes is not None:
             field = "ground_truth" if isinstance(picture, Tile) else "accepted"
@@ -113,8 +125,12 @@ def _synthetic_fields(shown: ShownRun, image: SyntheticImage) -> dict[str, Any]:
         fields["kept"] = decision.kept
     if score is not None:
         fields |= score.model_dump(
-            include={"similarity", "background_similarity", "nearest_real"}, exclude_none=True
-        )
+            include={
+                "similarity", "background_similarity", "nearest_real", "nearest_real_similarity"
+            },
+            exclude_none=True,
+        )  # fmt: skip
+        fields["to_threshold"] = margin(shown, image)
     if label is not None:
         fields["status"] = label.status
     fields["reason"] = why(shown, image)
@@ -173,6 +189,11 @@ def _to_detections(
             detection["confidence"] = box.confidence
         detections.append(detection)
     return {"_cls": "Detections", "detections": detections}
+
+
+def sample_id(shown: ShownRun, image_id: str) -> str:
+    """Id of a picture's sample: the same in every dataset of the run."""
+    return _identity(f"{shown.dataset}/{image_id}")[0]
 
 
 def _identity(text: str) -> tuple[str, str]:

@@ -1,0 +1,108 @@
+"""What there is to look at in a run, read together: for FiftyOne and for the gallery alike."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from synthdet.core.curation import ShownRun
+from synthdet.core.doubts import doubt_annotations, doubt_labels, doubt_tiles
+from synthdet.core.records import (
+    Decision,
+    Detections,
+    Label,
+    Score,
+    SyntheticImage,
+    Tile,
+    Verdict,
+)
+from synthdet.core.similarity import Embeddings
+from synthdet.stages.filter_cache import EmbeddingCache
+from synthdet.workspace import Workspace, read_json, read_records
+
+
+def dataset_name(run: Path) -> str:
+    """Name of a run's dataset: its folder's name, and a short hash of where that is."""
+    path = run.resolve()
+    plain = re.sub(r"[^a-z0-9]+", "-", path.name.lower()).strip("-") or "run"
+    return f"synthdet-{plain}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+
+
+def read_run(workspace: Workspace) -> ShownRun:
+    """All that is shown of the run, as far as it has come.
+
+    Raises:
+        SynthdetError: Prepare is not done: there is nothing to show.
+    """
+    workspace.stage("prepare").output()
+    prepare, chosen = workspace.stage("prepare").path, workspace.stage("filter").path
+    generated, labelled = workspace.stage("generate").path, workspace.stage("label").path
+    tiles = read_records(prepare / "tiles.jsonl", Tile)
+    images = read_records(generated / "images.jsonl", SyntheticImage)
+    hashes = {tile.tile_id: tile.sha256 for tile in tiles}
+    hashes |= {image.image_id: image.sha256 for image in images}
+    class_names = tuple(read_json(prepare / "dataset.json")["classes"])
+    labels = {one.image_id: one for one in read_records(labelled / "labels.jsonl", Label)}
+    verdicts = read_records(curation_path(workspace), Verdict)
+    return ShownRun(
+        root=str(workspace.root.resolve()),
+        dataset=dataset_name(workspace.root),
+        class_names=class_names,
+        tiles=tiles,
+        images=images,
+        scores={one.image_id: one for one in read_records(chosen / "scores.jsonl", Score)},
+        decisions={one.image_id: one for one in read_records(chosen / "decisions.jsonl", Decision)},
+        detections={
+            one.image_id: one for one in read_records(labelled / "detections.jsonl", Detections)
+        },
+        labels=labels,
+        verdicts={
+            one.image_id: one
+            for one in verdicts
+            if one.image_id in hashes and one.sha256 in (None, hashes[one.image_id])
+        },
+        doubts={
+            **doubt_labels(images, labels, class_names),
+            **_doubt_real(workspace, tiles),
+        },
+    )
+
+
+def _doubt_real(workspace: Workspace, tiles: Sequence[Tile]) -> dict[str, str]:
+    """Doubts about the annotations of real tiles."""
+    train = {tile.tile_id: tile for tile in tiles if tile.split == "train"}
+    names, embeddings = read_embeddings(workspace, {i: t.sha256 for i, t in train.items()})
+    doubts = doubt_tiles([train[name] for name in names], embeddings)
+    labelled = workspace.stage("label").path
+    if (labelled / "calibration.json").exists():
+        confidence = read_json(labelled / "calibration.json")["accept_confidence"]
+        found = read_records(labelled / "val_detections.jsonl", Detections)
+        by_id = {one.image_id: one for one in found}
+        doubts |= doubt_annotations([t for t in tiles if t.split == "val"], by_id, confidence)
+    return doubts
+
+
+def curation_path(workspace: Workspace) -> Path:
+    """Where verdicts are recorded."""
+    return workspace.root / "curation.jsonl"
+
+
+def read_embeddings(
+    workspace: Workspace, hashes: Mapping[str, str]
+) -> tuple[list[str], Embeddings]:
+    """What the filter's model said of pictures: those of ``hashes`` that it knows, and ``(n, dimensions)``."""
+    folder = workspace.stage("filter")
+    lock = folder.lock()
+    if lock is None:
+        return [], np.empty((0, 0), dtype=np.float32)
+    cache = EmbeddingCache(folder.path / "embeddings", str(lock["settings"].get("model")))
+    names = [
+        name
+        for name, sha256 in hashes.items()
+        if sha256 in cache and cache.fault(sha256) is None
+    ]  # fmt: skip
+    return names, cache.rows([hashes[name] for name in names])
