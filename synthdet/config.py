@@ -424,6 +424,10 @@ class EvaluateConfig(Section):
     """What is compared. Each arm is trained once a seed. `real_plus_augmented` has as many augmented copies of real tiles as `real_plus_synthetic` has synthetic pictures; `synthetic` has these alone."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One paired training of every arm a seed."""
+    sweep: tuple[Annotated[float, Field(ge=0)], ...] = _decision(())
+    """How much is enough: train besides with these numbers of synthetic pictures, as multiples of the real ones, like [0, 0.5, 1, 2]. Every point costs a training a seed; the curve ends early where it is flat. Points can be added later."""
+    real_sweep: tuple[Annotated[int, Field(ge=1)], ...] = _decision(())
+    """What more photos would bring: train besides on these numbers of real photos alone, whole groups one after the other, like [10, 20, 40]."""
     detector: str = "yolo11n"
     """Architecture and start weights: as `label.detector`."""
     image_size: int | None = Field(None, ge=32, multiple_of=32)

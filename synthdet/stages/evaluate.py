@@ -7,11 +7,13 @@ Reads:
 Writes:
     ``7-evaluate/arms/<arm>/``, a ``data.yaml`` with lists of pictures; ``weights/<arm>/seed-<n>/``;
     ``predictions/<arm>-<n>.jsonl`` on the real test tiles and ``<arm>-<n>-val.jsonl`` on the real val
-    tiles; ``results.csv``, a row an arm, seed and measure; ``verdict.json``; ``report.html``.
+    tiles; ``results.csv``, a row an arm, seed and measure; ``sweep.csv``, the same of
+    the curves; ``verdict.json``; ``report.html``.
 
 Resume:
     An arm with a seed is one unit: trained, and tried on val and test. A unit that was interrupted
-    starts again and gives the same weights; finished ones are not touched.
+    starts again and gives the same weights; finished ones are not touched. So is a point of a sweep
+    with a seed; points can be asked for later.
 
 All arms have the same start weights, steps, picture size and seeds, in pairs. Whatever trains is
 real, an augmented copy of it, or synthetic; whatever is measured is real.
@@ -20,7 +22,7 @@ real, an augmented copy of it, or synthetic; whatever is measured is real.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,12 @@ from synthdet.config import Config
 from synthdet.core.records import Detections
 from synthdet.models.protocols import Detector, DetectorTrainer
 from synthdet.progress import Reporter
-from synthdet.stages.evaluate_measures import Results, measure, write_results
+from synthdet.stages.evaluate_measures import Result, Results, measure, write_results
 from synthdet.stages.evaluate_report import Report, write_report
+from synthdet.stages.evaluate_sweep import make_curve, plan_sweeps, tell, write_sweep
 from synthdet.stages.evaluate_units import (
     Study,
+    Unit,
     is_whole,
     make_units,
     predictions_path,
@@ -59,36 +63,70 @@ def run(
             setting was changed.
     """
     folder = workspace.stage("evaluate")
+    before = folder.lock()
     done = folder.claim(
         settings=config.evaluate.settings("making"),
         inputs={"export": workspace.stage("export").output()},
+        decisions=config.evaluate.settings("decision"),
         redo=redo,
         note=lambda text: reporter.note("evaluate", text),
     )
     study = read_study(workspace, config)
     units = study.units(config)
-    if (
-        done
-        and all(is_whole(folder, study, unit) for unit in units)
-        and all((folder.path / name).exists() for name in PROMISED)
-    ):
+    if done and _is_all_there(folder, study, units):
         reporter.close("evaluate", _closing_line(read_json(folder.path / "verdict.json")))
         return
     for leftover in list(folder.path.rglob(".tmp-*")):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+    if before and before["finished"] and not before["decisions"] and not redo:
+        reporter.note(
+            "evaluate", "made by an earlier version: measured again, no detector is trained again"
+        )
 
-    make_units(folder, study, config, units, reporter, open_trainer, open_detector)
-    results = {unit.key: measure(folder, study, unit) for unit in units}
-    verdict = conclude(study, config, results)
+    known: dict[tuple[str, int], Result] = {}
+
+    def make(units: Sequence[Unit]) -> dict[tuple[str, int], Result]:
+        make_units(folder, study, config, units, reporter, open_trainer, open_detector)
+        for unit in units:
+            if unit.key not in known:  # the ends of a curve are arms
+                known[unit.key] = measure(folder, study, unit)
+        return {unit.key: known[unit.key] for unit in units}
+
+    results = make(units)
+    curves = {
+        name: make_curve(name, points, study, config, make)
+        for name, points in plan_sweeps(study, config).items()
+    }
+    for name, curve in curves.items():
+        reporter.note("evaluate", tell(name, curve))
+    verdict = conclude(study, config, results, curves)
     write_results(folder.path / "results.csv", results)
+    write_sweep(folder.path / "sweep.csv", curves)
     write_json(folder.path / "verdict.json", verdict)
     write_report(folder.path / "report.html", _make_report(folder, study, config, results, verdict))
     folder.close(
-        outputs=[folder.path / "results.csv", folder.path / "verdict.json"],
+        outputs=[
+            path
+            for name in ("results.csv", "sweep.csv", "verdict.json")
+            if (path := folder.path / name).exists()
+        ],
         counts={"units": len(units), "verdict": verdict["verdict"]},
         runtime=config.evaluate.settings("runtime"),
     )
     reporter.close("evaluate", _closing_line(verdict))
+
+
+def _is_all_there(folder: StageFolder, study: Study, units: Sequence[Unit]) -> bool:
+    """Whether every promised file is: of the arms, and of the points that the curves came to."""
+    if not all((folder.path / name).exists() for name in PROMISED):
+        return False
+    sweeps = read_json(folder.path / "verdict.json")["sweeps"]
+    points = {point["name"] for sweep in sweeps.values() for point in sweep["points"]}
+    if points and not (folder.path / "sweep.csv").exists():
+        return False
+    seeds = {unit.seed for unit in units}
+    trained = [*units, *(Unit(name, seed, ()) for name in sorted(points) for seed in seeds)]
+    return all(is_whole(folder, study, unit) for unit in trained)
 
 
 def _closing_line(verdict: Mapping[str, Any]) -> str:

@@ -40,6 +40,9 @@ like ``map50_small``; those of `BY_CLASS` with the class, like ``map50:whale``."
 BY_SIZE = ("map50", "map50_95", "recall")
 BY_CLASS = ("map50", "map50_95", "precision", "recall", "count_bias", "count_error")
 
+COMPARED = ("map50", "map50_95")
+"""What differences are worked out of."""
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -171,10 +174,19 @@ def compare(
         base: What is taken off it.
         seeds: The paired ones.
     """
-
-    def values(arm: str, seed: int) -> Floats:
-        table = results[arm, seed].without_groups
-        return np.asarray(table[:, 0] if name == "map50" else table.mean(axis=1))
-
-    differences = np.array([values(arm, seed) - values(base, seed) for seed in seeds])
+    differences = np.array([
+        _with_each_left_out(results[arm, seed], name) - _with_each_left_out(results[base, seed], name)
+        for seed in seeds
+    ])  # fmt: skip
     return paired_difference(differences[:, 0], differences[:, 1:])
+
+
+def level(results: Results, name: str, arm: str, *, seeds: Sequence[int]) -> Difference:
+    """A measure of one arm as such, with an interval for other seeds and other test photos."""
+    values = np.array([_with_each_left_out(results[arm, seed], name) for seed in seeds])
+    return paired_difference(values[:, 0], values[:, 1:])
+
+
+def _with_each_left_out(result: Result, name: str) -> Floats:
+    table = result.without_groups
+    return np.asarray(table[:, 0] if name == "map50" else table.mean(axis=1))

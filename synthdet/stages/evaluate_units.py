@@ -6,7 +6,7 @@ A unit is an arm, or a point of a sweep, with a seed: trained, and tried on the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,6 +54,14 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tile comes from."""
+
+    photo: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
 class Study:
     """What is compared, on what.
 
@@ -62,16 +70,24 @@ class Study:
         train: The pictures of every arm.
         val: Real val pictures, on which weights and threshold are chosen.
         test: Real test pictures.
-        test_groups: The group of each test picture.
-        test_photos: The photo that each test picture was cut from.
+        places: Where each real picture comes from.
     """
 
     class_names: tuple[str, ...]
     train: dict[Arm, list[ManifestEntry]]
     val: list[ManifestEntry]
     test: list[ManifestEntry]
-    test_groups: list[str]
-    test_photos: list[str]
+    places: Mapping[str, Place]
+
+    @property
+    def test_groups(self) -> list[str]:
+        """The group of each test picture."""
+        return [self.places[one.image_id].group for one in self.test]
+
+    @property
+    def test_photos(self) -> list[str]:
+        """The photo that each test picture was cut from."""
+        return [self.places[one.image_id].photo for one in self.test]
 
     def units(self, config: Config) -> list[Unit]:
         """Every arm with every seed, pairs side by side; arms that would be equal once."""
@@ -114,7 +130,7 @@ def read_study(workspace: Workspace, config: Config) -> Study:
     """
     export, prepare = workspace.stage("export").path, workspace.stage("prepare").path
     entries = read_records(export / "manifest.jsonl", ManifestEntry)
-    tiles = {tile.tile_id: tile for tile in read_records(prepare / "tiles.jsonl", Tile)}
+    tiles = read_records(prepare / "tiles.jsonl", Tile)
 
     def some(source: Source, split: Split) -> list[ManifestEntry]:
         return [one for one in entries if one.split == split and one.source == source]
@@ -137,12 +153,12 @@ def read_study(workspace: Workspace, config: Config) -> Study:
         },
         val=some("real", "val"),
         test=test,
-        test_groups=[
-            tiles[one.image_id].group if one.image_id in tiles else one.image_id for one in test
-        ],
-        test_photos=[
-            tiles[one.image_id].image_id if one.image_id in tiles else one.image_id for one in test
-        ],
+        places={
+            one.image_id: Place(one.image_id, one.image_id)
+            for one in entries
+            if one.source == "real"
+        }
+        | {tile.tile_id: Place(tile.image_id, tile.group) for tile in tiles},
     )
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from synthdet.config import Arm, Config
 from synthdet.core.differences import Difference, Verdict, judge, needed_to_settle
 from synthdet.core.measures import SizeRange
-from synthdet.stages.evaluate_measures import Results, compare, sizes_of
+from synthdet.stages.evaluate_measures import COMPARED, Results, compare, sizes_of
+from synthdet.stages.evaluate_sweep import Curve, SweepName, to_fields
 from synthdet.stages.evaluate_units import Study
 
-COMPARED = ("map50", "map50_95")
 DIFFERENCES: dict[str, tuple[Arm, Arm]] = {
     "differences": ("real_plus_synthetic", "real"),
     "augmented_differences": ("real_plus_augmented", "real"),
@@ -23,7 +23,9 @@ DIFFERENCES: dict[str, tuple[Arm, Arm]] = {
 """Name in ``verdict.json`` -> the arm, and the one that is taken off it. The first is the verdict."""
 
 
-def conclude(study: Study, config: Config, results: Results) -> dict[str, Any]:
+def conclude(
+    study: Study, config: Config, results: Results, curves: Mapping[SweepName, Curve]
+) -> dict[str, Any]:
     """What ``verdict.json`` holds."""
     arms = study.trained(config)
     means = {arm: mean_measures(results, arm, config.evaluate.seeds) for arm in arms}
@@ -44,6 +46,7 @@ def conclude(study: Study, config: Config, results: Results) -> dict[str, Any]:
             for key, differences in compared.items()
         },
         "would_settle": needed,
+        "sweeps": {name: to_fields(curve, config.evaluate.seeds) for name, curve in curves.items()},
         "seeds": list(config.evaluate.seeds),
         "max_train_steps": config.evaluate.max_train_steps,
         "train_pictures": {
