@@ -224,6 +224,43 @@ for _name, _summary in (
     _add_stage(_name, _summary)
 
 
+@app.command(rich_help_panel=_JOURNEY)
+def predict(
+    run: RunArgument,
+    photos: Annotated[Path, typer.Argument(metavar="FOLDER", help="A survey's photos; read only.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where results go: RUN/8-predict/<name> if not told."),
+    ] = None,
+    arm: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the study: real, real_plus_synthetic ... The best on val if not told."
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Any other detector, as label.weights takes it.")
+    ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(help="Tile pixels a photo pixel, for a survey flown at another height."),
+    ] = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, max=1, help="A box counts from here on: best F1 on val if not told."
+        ),
+    ] = None,
+    redo: RedoOption = False,
+) -> None:
+    """The best detector of the study on a new survey: boxes, and counts with their expected error."""
+    from synthdet import pipeline
+    from synthdet.stages.predict import Asked
+
+    asked = Asked(photos, output, arm, weights, scale, confidence)
+    pipeline.predict(_open(run, None), asked, Reporter(), redo=redo)
+
+
 # --- looking -----------------------------------------------------------------------------------
 
 

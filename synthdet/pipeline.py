@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         ImageGenerator,
         LoraTrainer,
     )
+    from synthdet.stages import predict as predict_stage
 
 DETECT_BATCH = 32
 """Pictures a forward pass of the detector; the adapter takes fewer where that is faster."""
@@ -199,6 +200,30 @@ _STAGE_RUNNERS: dict[str, Callable[[Workspace, Config, Reporter, bool], None]] =
     "export": _export,
     "evaluate": _evaluate,
 }
+
+
+def predict(
+    workspace: Workspace, asked: predict_stage.Asked, reporter: Reporter, *, redo: bool = False
+) -> None:
+    """Run the best detector of the study, or the one that was asked for, on a new survey.
+
+    Raises:
+        SynthdetError: Whatever it has to tell.
+    """
+    from synthdet.models.detector import DetectorProcess
+    from synthdet.stages import predict as stage
+
+    config = workspace.read_config()
+    settings = config.evaluate if asked.weights is None else config.label
+    with workspace.exclusive(), DetectorProcess(settings.workers) as process:
+        stage.run(
+            workspace,
+            config,
+            reporter,
+            asked,
+            open_detector=lambda weights: _open_detector(config, settings, weights, process),
+            redo=redo,
+        )
 
 
 # --- models ------------------------------------------------------------------------------------

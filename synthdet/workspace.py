@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -259,12 +260,21 @@ class StageFolder:
     The lock holds what the stage was asked to do (making settings, decision settings, the outputs
     of the stages before that it was made from) and, when finished, the fingerprint of its own
     output, so that fingerprints chain.
+
+    Args:
+        workspace: The run.
+        name: Of the stage, which says where its folder is.
+        path: Of the folder, where several belong to one name.
+        command: What makes it, for messages; by default the stage's own command.
     """
 
-    def __init__(self, workspace: Workspace, name: str) -> None:
+    def __init__(
+        self, workspace: Workspace, name: str, *, path: Path | None = None, command: str = ""
+    ) -> None:
         self.workspace = workspace
         self.name = name
-        self.path = workspace.root / f"{STAGES.index(name) + 1}-{name}"
+        self.path = path or workspace.root / f"{STAGES.index(name) + 1}-{name}"
+        self._command = command or f"synthdet {name} {workspace.root}"
         self._opened = time.monotonic()
 
     @property
@@ -284,7 +294,7 @@ class StageFolder:
         if lock.get("version") != RUN_FOLDER_VERSION:
             raise SynthdetError(
                 f"{self.lock_path} is version {lock.get('version')}; this synthdet reads version {RUN_FOLDER_VERSION}: "
-                f"make the stage again with `synthdet {self.name} {self.workspace.root} --redo`"
+                f"make the stage again with `{self._command} --redo`"
             )
         return lock
 
@@ -296,9 +306,7 @@ class StageFolder:
         """
         lock = self.lock()
         if lock is None or not lock["finished"]:
-            raise SynthdetError(
-                f"{self.name} is not done: run `synthdet {self.name} {self.workspace.root}` first"
-            )
+            raise SynthdetError(f"{self.name} is not done: run `{self._command}` first")
         return str(lock["output"])
 
     def claim(
@@ -403,13 +411,13 @@ class StageFolder:
             if before.get(key) != now.get(key):
                 raise SynthdetError(
                     f"{self.name}.{key} was {before.get(key)!r} and is now {now.get(key)!r}: set it back, or "
-                    f"`synthdet {self.name} {self.workspace.root} --redo` keeps the old folder aside and makes it again"
+                    f"`{self._command} --redo` keeps the old folder aside and makes it again"
                 )
 
     def set_aside(self) -> list[Path]:
         """The folders of this stage that were set aside, the newest first."""
         found = {}
-        for path in self.path.parent.glob(f"{self.path.name}.old-*"):
+        for path in self.path.parent.glob(f"{glob.escape(self.path.name)}.old-*"):
             number = path.name.rpartition("-")[2]
             if number.isascii() and number.isdecimal():
                 found[int(number)] = path

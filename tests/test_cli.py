@@ -23,7 +23,7 @@ from tests.fakes import (
     FakeLoraTrainer,
 )
 
-COMMANDS = ("demo", "init", "run", *STAGES, "status", "curate", "app", "doctor")
+COMMANDS = ("demo", "init", "run", *STAGES, "predict", "status", "curate", "app", "doctor")
 SMALL = (
     "prepare.resolution=64",
     "prepare.scale=1.0",
@@ -260,6 +260,31 @@ def test_with_your_own_pictures_no_lora_is_trained(opened: Opened, tmp_path: Pat
     states = {status.name: status.state for status in pipeline.stage_statuses(Workspace(run))}
     assert states.pop("finetune") == "not needed"
     assert set(states.values()) == {"done"}
+
+
+def test_predict_counts_the_animals_of_a_new_survey(
+    opened: Opened,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    survey = tmp_path / "survey"
+    for photo in make_photos(num_photos=3, seed=5):
+        write_photo(survey / f"{photo.stem}.jpg", photo.picture)
+    run = str(opened.run)
+    assert "evaluate is not done" in refuse(monkeypatch, capsys, "predict", run, str(survey))
+    call("run", run)
+    result = call("predict", run, str(survey))
+    assert result.exit_code == 0, result.output
+    assert "predict   3 photos · 0 animals found" in result.output
+    found = opened.run / "8-predict" / "survey"
+    assert (found / "counts.csv").read_text().count("\n") == 4
+    opened.kinds.clear()
+    assert call("predict", run, str(survey), "--confidence", "0.5").exit_code == 0
+    assert opened.kinds == []
+    told = refuse(monkeypatch, capsys, "predict", run, str(survey), "--scale", "0.5")
+    assert "--redo" in told
+    assert "there is no folder" in refuse(monkeypatch, capsys, "predict", run, str(tmp_path / "x"))
 
 
 # --- looking -----------------------------------------------------------------------------------

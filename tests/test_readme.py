@@ -87,6 +87,7 @@ def test_the_commands_do_their_work(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(curate, "_wait", lambda seconds: None)
     make_yolo_survey(tmp_path / "my-photos", names=("whale",))
+    make_yolo_survey(tmp_path / "new-survey", num_photos=2)
     for command in COMMANDS:
         run_one(command, opened)
     for run in ("humpbacks", "seals"):

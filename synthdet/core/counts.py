@@ -94,8 +94,8 @@ def compare_count(
 
 
 @dataclass(frozen=True, slots=True)
-class CountError:
-    """How a count errs: the best guess first, then `NUM_DRAWS` that are as likely.
+class CountModel:
+    """How counts err: the best guess first, then `NUM_DRAWS` that are as likely.
 
     Attributes:
         found: ``(1 + draws,)`` share of the animals that get a box, above 0, at most 1.
@@ -116,9 +116,9 @@ class CountError:
     mean_error: float
 
 
-def fit_count_error(
+def fit_count_model(
     pictures: Sequence[CountedPicture], rng: np.random.Generator
-) -> CountError | None:
+) -> CountModel | None:
     """What the test pictures say of counts.
 
     Groups of pictures are weighted at random, again and again, as if others had been flown; with one
@@ -146,7 +146,7 @@ def fit_count_error(
     found, missed, repeated, false, area = (weights @ sums).T
     total = sums.sum(axis=0)
     errors = np.array([one.num_drawn - one.num_true for one in pictures], dtype=np.float64)
-    return CountError(
+    return CountModel(
         found=np.append(
             (total[0] + 0.5) / (total[0] + total[1] + 0.5),
             rng.beta(found + 0.5, missed + 0.5),
@@ -173,7 +173,7 @@ class Expected:
 
 
 def expect_animals(
-    drawn: Sequence[int], areas: Sequence[float], error: CountError, rng: np.random.Generator
+    drawn: Sequence[int], areas: Sequence[float], error: CountModel, rng: np.random.Generator
 ) -> tuple[list[Expected], Expected]:
     """Animals to expect in each photo of a survey, and in all of it.
 

@@ -239,6 +239,24 @@ class Detections(Record):
     fault: str | None = None
 
 
+class Prediction(Record):
+    """A line of ``8-predict/<survey>/predictions.jsonl``: raw boxes of a new photo, written once.
+
+    ``path`` is relative to the survey's folder; ``width``, ``height`` and ``boxes`` (down to a low
+    confidence, one an animal, joined from ``num_tiles`` tiles) are those of the upright photo.
+    ``num_bytes`` is the size of the file: a photo of another size is looked at again, and the last line
+    of a path counts. ``fault`` says why the photo cannot be used.
+    """
+
+    path: str
+    num_bytes: int
+    width: int
+    height: int
+    num_tiles: int
+    boxes: tuple[DetectedBox, ...]
+    fault: str | None = None
+
+
 LabelStatus = Literal["accept", "review", "negative"]
 
 

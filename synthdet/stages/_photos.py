@@ -12,7 +12,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -213,7 +213,7 @@ def inspect(path: Path, room: Room | None = None) -> Inspected:
             few = image.reduce(max(1, _times(image.size, _LOOKED_AT))) if large else image
             picture = np.ascontiguousarray(_turn(_to_rgb(few), _orientation(image)))
     except Exception as error:  # decoders fail in many ways; every one is this file's fault
-        return Inspected(reason=_decode_reason(path, error))
+        return Inspected(reason=decode_reason(path, error))
     width, height = stored_wh[::-1] if orientation in (5, 6, 7, 8) else stored_wh
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     thumb = cv2.resize(grey, (THUMB_SIDE, THUMB_SIDE), interpolation=cv2.INTER_AREA)
@@ -286,14 +286,20 @@ def read_upright(path: Path) -> Picture:
         return np.ascontiguousarray(_turn(_to_rgb(image), _orientation(image)))
 
 
+Crops = Sequence[Sequence[float]]
+
+
 def read_crops(
-    path: Path, crops: Sequence[Sequence[float]], resolution: int, room: Room | None = None
+    path: Path,
+    crops: Crops | Callable[[int, int], Crops],
+    resolution: int,
+    room: Room | None = None,
 ) -> Iterator[Picture]:
     """Square crops of a photo, each as `cut` makes it, one by one, without ever holding the photo twice.
 
     Args:
         path: Of the photo.
-        crops: ``xyxy`` in whole pixels of the upright photo.
+        crops: ``xyxy`` in whole pixels of the upright photo; or what plans them from its width and height.
         resolution: Side of the results.
         room: What other threads share.
 
@@ -303,11 +309,13 @@ def read_crops(
     with _opened(path, room or Room()) as image:
         _load(image, image.size)
         turn = _orientation(image)
+        width, height = image.size[::-1] if turn in (5, 6, 7, 8) else image.size
+        if callable(crops):
+            crops = crops(width, height)
         if image.mode not in _REDUCIBLE:  # as 8 bits, these depend on the whole photo
             upright = np.ascontiguousarray(_turn(_to_rgb(image), turn))
             yield from (cut(upright, xyxy, resolution) for xyxy in crops)
             return
-        width, height = image.size[::-1] if turn in (5, 6, 7, 8) else image.size
         for xyxy in crops:
             x1, y1, x2, y2 = (int(value) for value in xyxy)
             part = (x1, y1, min(x2, width), min(y2, height))
@@ -361,7 +369,7 @@ def hash_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def in_order(work: Callable[[T], U], items: Iterable[T], workers: int) -> Iterator[U]:
+def in_order(work: Callable[[T], U], items: Iterable[T], workers: int) -> Generator[U, None, None]:
     """Results of ``work`` in the order of the items, a few of them in work at any time.
 
     Threads, because decoders and encoders let go of the interpreter's lock: nothing has to be copied
@@ -458,7 +466,8 @@ def _turn(picture: Picture, orientation: int) -> Picture:
     return picture
 
 
-def _decode_reason(path: Path, error: Exception) -> str:
+def decode_reason(path: Path, error: Exception) -> str:
+    """Why a photo cannot be used, from what its decoder said."""
     if not path.exists():
         return "is gone"
     if path.stat().st_size == 0:

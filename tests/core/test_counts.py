@@ -5,10 +5,10 @@ import pytest
 
 from synthdet.core.counts import (
     CountedPicture,
-    CountError,
+    CountModel,
     compare_count,
     expect_animals,
-    fit_count_error,
+    fit_count_model,
 )
 from synthdet.core.records import XYXY
 
@@ -19,8 +19,8 @@ def counted(
     return CountedPicture(group, 1.0, true, found, repeated, false)
 
 
-def fit(pictures: list[CountedPicture]) -> CountError:
-    error = fit_count_error(pictures, np.random.default_rng(0))
+def fit(pictures: list[CountedPicture]) -> CountModel:
+    error = fit_count_model(pictures, np.random.default_rng(0))
     assert error is not None
     return error
 
@@ -49,8 +49,8 @@ def test_boxes_that_count_an_animal(
 
 
 def test_without_an_animal_nothing_can_be_said() -> None:
-    assert fit_count_error([counted("a", 0, 0, false=2)], np.random.default_rng(0)) is None
-    assert fit_count_error([], np.random.default_rng(0)) is None
+    assert fit_count_model([counted("a", 0, 0, false=2)], np.random.default_rng(0)) is None
+    assert fit_count_model([], np.random.default_rng(0)) is None
 
 
 def test_bias_and_error_of_the_test_pictures() -> None:

@@ -1,0 +1,239 @@
+"""Which detector a new survey gets, from which confidence its boxes count, and how such counts err."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from synthdet.config import Config
+from synthdet.core.comparison import average_precision, best_operating_point, match_detections
+from synthdet.core.counts import CountedPicture, compare_count
+from synthdet.core.labelling import FALLBACK_CONFIDENCE, MIN_CONFIDENCE
+from synthdet.core.records import DetectedBox, Detections, ManifestEntry, Prediction, Tile
+from synthdet.core.tiling import Look, merge_looks
+from synthdet.errors import SynthdetError
+from synthdet.models.detector import has_weights
+from synthdet.stages.predict_look import Opened, to_classes
+from synthdet.workspace import Workspace, hash_file, hash_json, read_records, write_records
+
+_BORDER: Final = 0.0
+"""Nothing is cut at the edges of a val or test tile: `prepare` sees to that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The detector for a survey.
+
+    Attributes:
+        name: For people, and for the lock.
+        weights: File or folder.
+        found: Split -> what it drew on the run's real val and test tiles, by tile; None where nobody
+            has tried it there.
+    """
+
+    name: str
+    weights: Path
+    found: Mapping[str, list[Detections]] | None
+
+    def fingerprint(self) -> str:
+        """Of its files."""
+        files = sorted(self.weights.iterdir()) if self.weights.is_dir() else [self.weights]
+        return hash_json([hash_file(path) for path in files if path.is_file()])
+
+
+def choose(
+    workspace: Workspace,
+    config: Config,
+    tiles: Sequence[Tile],
+    num_classes: int,
+    *,
+    arm: str | None,
+    weights: Path | None,
+) -> Chosen:
+    """The detector of the study that did best on the real val tiles, or the one that was named.
+
+    Best by map50_95; of equal ones the first in the order of `evaluate.arms`, then of seeds. Test tiles
+    have no say: the expected error is measured on them.
+
+    Args:
+        workspace: The run.
+        config: Its settings.
+        tiles: Its real tiles.
+        num_classes: Of the run.
+        arm: Of the study, to choose among its seeds only.
+        weights: File or folder of any other detector.
+
+    Raises:
+        SynthdetError: The study has no such arm or no detector, or there are no such weights.
+    """
+    if weights is not None:
+        weights = weights.expanduser()
+        if arm is not None:
+            raise SynthdetError("--arm and --weights both name a detector: leave one of them out")
+        if not weights.exists():
+            raise SynthdetError(f"--weights: there is no {weights}")
+        return Chosen(str(weights.absolute()), weights, None)
+    folder = workspace.stage("evaluate").path
+    units = _find_units(folder)
+    arms = list(dict.fromkeys(name for name, _seed in units))
+    if not units:
+        raise SynthdetError(
+            f"{folder / 'weights'} holds no detector: name one with --weights, or run "
+            f"`synthdet evaluate {workspace.root} --redo` on photos with animals in test"
+        )
+    if arm is not None and arm not in arms:
+        raise SynthdetError(f"--arm {arm}: this run has trained {', '.join(arms)}")
+    order: list[str] = list(dict.fromkeys([*config.evaluate.arms, *arms]))
+    ranked = []
+    for name, seed in units:
+        if arm in (None, name):
+            val = read_records(_predictions(folder, name, seed, "val"), Detections)
+            ranked.append((-_fitness(tiles, val, num_classes), order.index(name), seed))
+    _best, place, seed = min(ranked)
+    name = order[place]
+    found = {
+        split: read_records(_predictions(folder, name, seed, split), Detections)
+        for split in ("val", "test")
+    }
+    return Chosen(f"{name}, seed {seed}", folder / "weights" / name / f"seed-{seed}", found)
+
+
+def _find_units(folder: Path) -> list[tuple[str, int]]:
+    """Every arm with every seed that is whole."""
+    units = []
+    for path in sorted((folder / "weights").glob("*/seed-*")):
+        arm, seed = path.parent.name, path.name.removeprefix("seed-")
+        if seed.isascii() and seed.isdecimal() and has_weights(path):
+            tried = [_predictions(folder, arm, int(seed), split) for split in ("val", "test")]
+            units += [(arm, int(seed))] if all(one.is_file() for one in tried) else []
+    return sorted(units)
+
+
+def _predictions(folder: Path, arm: str, seed: int, split: str) -> Path:
+    return folder / "predictions" / f"{arm}-{seed}{'' if split == 'test' else f'-{split}'}.jsonl"
+
+
+def _fitness(tiles: Sequence[Tile], found: Sequence[Detections], num_classes: int) -> float:
+    """map50_95; -1 where there is no true box."""
+    truth = {tile.tile_id: tile.boxes for tile in tiles}
+    known = [one for one in found if one.image_id in truth]
+    matches = match_detections(
+        [truth[one.image_id] for one in known],
+        [one.boxes for one in known],
+        num_classes=num_classes,
+    )
+    mean = float(average_precision(matches).mean())
+    return -1.0 if np.isnan(mean) else round(mean, 9)
+
+
+def try_on_tiles(
+    workspace: Workspace,
+    folder: Path,
+    tiles: Sequence[Tile],
+    opened: Opened,
+) -> dict[str, list[Detections]]:
+    """What a detector that is not of the study draws on the real val and test tiles; written once.
+
+    Args:
+        workspace: The run.
+        folder: Where ``val.jsonl`` and ``test.jsonl`` go.
+        tiles: The run's real tiles.
+        opened: The detector.
+
+    Raises:
+        SynthdetError: A tile is missing.
+    """
+    tried = {}
+    for split in ("val", "test"):
+        own = [tile for tile in tiles if tile.split == split]
+        path = folder / f"{split}.jsonl"
+        before = read_records(path, Detections)
+        if not path.exists() or [one.image_id for one in before] != [one.tile_id for one in own]:
+            before = _draw_on_tiles(workspace, own, opened) if own else []
+            write_records(path, before)
+        tried[split] = before
+    return tried
+
+
+def _draw_on_tiles(
+    workspace: Workspace,
+    tiles: Sequence[Tile],
+    opened: Opened,
+) -> list[Detections]:
+    paths = [workspace.root / tile.path for tile in tiles]
+    for path in paths:
+        if not path.is_file():
+            raise SynthdetError(
+                f"{path} is missing: make it again with `synthdet prepare {workspace.root}`"
+            )
+    detector, to_run = opened()
+    found = detector.detect(paths, min_confidence=MIN_CONFIDENCE)
+    return [
+        Detections(image_id=tile.tile_id, boxes=tuple(to_classes(boxes, to_run)))
+        for tile, boxes in zip(tiles, found, strict=True)
+    ]
+
+
+def choose_confidence(
+    tiles: Sequence[Tile], found: Mapping[str, list[Detections]], num_classes: int
+) -> float:
+    """The confidence with the best F1 on the real val tiles; `FALLBACK_CONFIDENCE` where none tells."""
+    truth = {tile.tile_id: tile for tile in tiles}
+    known = [one for one in found["val"] if one.image_id in truth]
+    matches = match_detections(
+        [truth[one.image_id].boxes for one in known],
+        [_thin(truth[one.image_id], one.boxes) for one in known],
+        num_classes=num_classes,
+    )
+    best = best_operating_point(matches)
+    return FALLBACK_CONFIDENCE if best is None else max(best.confidence, MIN_CONFIDENCE)
+
+
+def count_on_frames(
+    frames: Sequence[ManifestEntry], found: Sequence[Prediction], confidence: float, side: int
+) -> list[CountedPicture]:
+    """Counts at that confidence on the whole real test photos, held against the truth.
+
+    Args:
+        frames: The photos with their animals.
+        found: What was drawn in them, by ``yolo_path``.
+        confidence: From where on boxes count.
+        side: Of a tile, in photo pixels.
+    """
+    drawn = {one.path: one.boxes for one in found if one.fault is None}
+    return [
+        compare_count(
+            [box.xyxy for box in frame.boxes],
+            [box.xyxy for box in drawn[frame.yolo_path] if box.confidence >= confidence],
+            group=str(frame.provenance.get("group", frame.image_id)),
+            area=frame.width * frame.height / side**2,
+        )
+        for frame in frames
+        if frame.yolo_path in drawn
+    ]
+
+
+def count_on_tiles(
+    tiles: Sequence[Tile], found: Sequence[Detections], confidence: float
+) -> list[CountedPicture]:
+    """As `count_on_frames`, on the real test tiles."""
+    truth = {tile.tile_id: tile for tile in tiles}
+    pictures: list[CountedPicture] = []
+    for one in found:
+        tile = truth.get(one.image_id)
+        if tile is not None:
+            sure = [box for box in one.boxes if box.confidence >= confidence]
+            drawn = [box.xyxy for box in _thin(tile, sure)]
+            animals = [box.xyxy for box in tile.boxes]
+            pictures.append(compare_count(animals, drawn, group=tile.group))
+    return pictures
+
+
+def _thin(tile: Tile, boxes: Sequence[DetectedBox]) -> tuple[DetectedBox, ...]:
+    """As on a survey: an animal that was drawn twice counts once."""
+    look = Look((0, 0, tile.width, tile.height), tuple(boxes))
+    return merge_looks([look], (tile.width, tile.height), _BORDER)
