@@ -57,6 +57,8 @@ _VIEW_COLOURS: Final = {
     "most different": "#1f77b4",
     "kept": "#2ca02c",
 }
+PLUGINS_DIR: Final = Path(__file__).with_name("fiftyone_plugins")
+"""Operators for the App: accept, reject, next to review."""
 BRAIN_KEY: Final = "clip"
 """Of the embeddings plot, in the App's panel."""
 _FEWEST_POINTS: Final = 3
@@ -224,13 +226,16 @@ def serve(
         SynthdetError: As `load`, or the port is taken.
     """
     _refuse_busy_port(port)
+    # Read by the App's server, a child of this process: nothing is written to the user's own plugins.
+    os.environ.setdefault("FIFTYONE_PLUGINS_DIR", str(PLUGINS_DIR))
     with workspace.exclusive():
         name = load(workspace, config, reporter)
     with _fiftyone() as fo:
         session = fo.launch_app(fo.load_dataset(name), remote=True, address=ADDRESS, port=port)
         reporter.close(
             "app",
-            f"http://{ADDRESS}:{port}/datasets/{name} · tag pictures accept or reject, edit `accepted` boxes, then "
+            f"http://{ADDRESS}:{port}/datasets/{name} · tag pictures accept or reject (or press ` and type "
+            f"accept), edit `accepted` boxes, then "
             f"`synthdet curate {workspace.root} --pull` · Ctrl-C stops",
         )
         try:

@@ -475,6 +475,66 @@ class TestPull:
             curate.pull(workspace, Config(), quiet())
 
 
+@needs_mongodb
+class TestOperators:
+    """The App's operators, run by FiftyOne from the folder that `serve` names to it."""
+
+    @pytest.fixture(autouse=True)
+    def plugins(self, database: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(database.config, "plugins_dir", str(curate.PLUGINS_DIR))
+
+    def run(self, name: str, dataset: Any, **context: Any) -> tuple[Any, dict[str, Any]]:
+        """What an operator returned, and by name what it asked the App to do."""
+        import fiftyone.operators as foo
+
+        result = foo.execute_operator(f"@synthdet/curate/{name}", {"dataset": dataset, **context})
+        calls = result.executor.to_json()["requests"]
+        asked = {call["operator_uri"].rpartition("/")[2]: call["params"] for call in calls}
+        dataset.reload()
+        return result.result, asked
+
+    def test_selected_pictures_are_judged_and_pulled(
+        self, workspace: Workspace, load: Load
+    ) -> None:
+        dataset = load()
+        chosen = [sample(dataset, name).id for name in ("syn-000000", "syn-000002")]
+        assert self.run("accept", dataset, selected=chosen)[0] == {"judged": 2}
+        result, asked = self.run("reject", dataset, selected=chosen[:1])
+        assert result == {"judged": 1}
+        assert "clear_selected_samples" in asked
+        assert "open_sample" not in asked, "the grid stays the grid"
+        assert sample(dataset, "syn-000000").tags == ["synthetic", "reject"]
+        assert {(v.image_id, v.verdict) for v in pull(workspace)} == {
+            ("syn-000000", "reject"),
+            ("syn-000002", "accept"),
+        }
+
+    def test_after_an_open_picture_the_next_one_opens(
+        self, workspace: Workspace, load: Load
+    ) -> None:
+        label = Label(image_id="syn-000002", status="review", boxes=(), reason="nothing found")
+        path = workspace.stage("label").path / "labels.jsonl"
+        write_records(path, [*read_records(path, Label)[:2], label])
+        dataset = load()
+        first, second = (sample(dataset, name).id for name in ("syn-000001", "syn-000002"))
+        result, asked = self.run("next_to_review", dataset)
+        assert result == {"opened": first}
+        assert asked["open_sample"]["id"] == first
+        result, asked = self.run("reject", dataset, current_sample=first)
+        assert result == {"judged": 1}
+        assert asked["open_sample"]["id"] == second
+        _, asked = self.run("accept", dataset, current_sample=second)
+        assert "open_sample" not in asked
+        result, asked = self.run("next_to_review", dataset)
+        assert result == {"opened": None}
+        assert asked["notify"]["message"] == "nothing is left to review"
+
+    def test_nothing_chosen_is_said(self, load: Load) -> None:
+        result, asked = self.run("accept", load())
+        assert result == {"judged": 0}
+        assert "select pictures" in asked["notify"]["message"]
+
+
 def test_importing_the_stage_starts_no_database() -> None:
     code = "import sys, synthdet.stages.curate; sys.exit('fiftyone' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
