@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from synthdet.core.comparison import Areas
+from synthdet.core.comparison import IOU_THRESHOLDS, Areas, pairwise_iou
 from synthdet.core.records import Box, DetectedBox
 
 SIZES = ("small", "medium", "large")
@@ -142,3 +142,37 @@ def false_alarms_where_empty(
         for box in drawn
     )
     return alarms / len(empty)
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """What a detector got wrong in a picture: true boxes that it missed, and boxes where nothing is."""
+
+    missed: tuple[Box, ...]
+    alarms: tuple[DetectedBox, ...]
+
+
+def find_failures(
+    truth: Sequence[Box], drawn: Sequence[DetectedBox], confidence: float
+) -> Failures:
+    """Hold the boxes at or above a confidence against the true ones, at IoU 0.5, the surest first.
+
+    An animal that is found as one of another class is both missed and a false alarm.
+
+    Examples:
+        >>> whale = Box(xyxy=(0, 0, 9, 9), class_id=0)
+        >>> sure = DetectedBox(xyxy=(20, 0, 29, 9), class_id=0, confidence=0.9)
+        >>> failures = find_failures([whale], [sure], 0.5)
+        >>> failures.missed == (whale,), failures.alarms == (sure,)
+        (True, True)
+    """
+    missed, alarms = list(truth), []
+    chosen = [box for box in drawn if box.confidence >= confidence]
+    for box in sorted(chosen, key=lambda one: -one.confidence):
+        same = [one for one in missed if one.class_id == box.class_id]
+        overlaps = pairwise_iou([box.xyxy], [one.xyxy for one in same])[0]
+        if len(same) and overlaps.max() >= IOU_THRESHOLDS[0]:
+            missed.remove(same[int(overlaps.argmax())])
+        else:
+            alarms.append(box)
+    return Failures(tuple(missed), tuple(alarms))

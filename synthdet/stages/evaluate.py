@@ -27,22 +27,20 @@ from pathlib import Path
 from typing import Any
 
 from synthdet.config import Config
-from synthdet.core.records import Detections
 from synthdet.models.protocols import Detector, DetectorTrainer
 from synthdet.progress import Reporter
-from synthdet.stages.evaluate_measures import Result, Results, measure, write_results
-from synthdet.stages.evaluate_report import Report, write_report
+from synthdet.stages.evaluate_measures import Result, measure, write_results
+from synthdet.stages.evaluate_report import make_report, write_report
 from synthdet.stages.evaluate_sweep import make_curve, plan_sweeps, tell, write_sweep
 from synthdet.stages.evaluate_units import (
     Study,
     Unit,
     is_whole,
     make_units,
-    predictions_path,
     read_study,
 )
 from synthdet.stages.evaluate_verdict import conclude
-from synthdet.workspace import StageFolder, Workspace, read_json, read_records, write_json
+from synthdet.workspace import StageFolder, Workspace, read_json, write_json
 
 PROMISED = ("results.csv", "verdict.json", "report.html")
 
@@ -103,7 +101,7 @@ def run(
     write_results(folder.path / "results.csv", results)
     write_sweep(folder.path / "sweep.csv", curves)
     write_json(folder.path / "verdict.json", verdict)
-    write_report(folder.path / "report.html", _make_report(folder, study, config, results, verdict))
+    write_report(folder.path / "report.html", make_report(folder, study, config, results, verdict))
     folder.close(
         outputs=[
             path
@@ -131,43 +129,3 @@ def _is_all_there(folder: StageFolder, study: Study, units: Sequence[Unit]) -> b
 
 def _closing_line(verdict: Mapping[str, Any]) -> str:
     return str(verdict["sentence"])
-
-
-def _make_report(
-    folder: StageFolder,
-    study: Study,
-    config: Config,
-    results: Results,
-    verdict: Mapping[str, Any],
-) -> Report:
-    root = folder.workspace.root
-    seed = config.evaluate.seeds[0]
-    found = {
-        arm: read_records(predictions_path(folder, arm, seed, "test"), Detections)
-        for arm in study.trained(config)
-    }
-    real = study.train["real"]
-    return Report(
-        verdict=verdict,
-        values={unit: result.measures for unit, result in results.items()},
-        real=[(root / one.yolo_path, one.boxes) for one in real],
-        synthetic=[(root / one.yolo_path, one.boxes) for one in study.train["synthetic"]],
-        augmented=[
-            (root / one.yolo_path, one.boxes)
-            for one in study.train["real_plus_augmented"][len(real) :]
-            if "real_plus_augmented" in found
-        ],
-        test=[(root / one.yolo_path, one.boxes) for one in study.test],
-        found={
-            arm: [
-                [
-                    box
-                    for box in one.boxes
-                    if box.confidence >= results[arm, seed].measures["confidence"]
-                ]
-                for one in predictions
-            ]
-            for arm, predictions in found.items()
-        },
-        settings=config.evaluate.settings("making"),
-    )

@@ -233,12 +233,18 @@ def tell(name: SweepName, curve: Curve) -> str:
     ]
     text = f"mAP50 by {unit}: {', '.join(values)}"
     if curve.capped:
-        asked = ", ".join(f"{one:g}" for one in curve.capped)
+        asked = as_asked(name, curve.capped)
         text += f"; {asked} would be more than the {curve.available} there are"
     if curve.left_out:
-        left = ", ".join(f"{one:g}" for one in curve.left_out)
+        left = as_asked(name, curve.left_out)
         text += f"; {left} not trained, as the last step changes less than {FLAT:g}"
     return text
+
+
+def as_asked(name: str, numbers: Sequence[float]) -> str:
+    """Points in words, like ``2 and 4 times the real pictures``."""
+    words = " and ".join(f"{one:g}" for one in numbers)
+    return f"{words} times the real pictures" if name == "synthetic" else words
 
 
 def write_sweep(path: Path, curves: Mapping[SweepName, Curve]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from synthdet.core import measures
-from synthdet.core.measures import count_error, false_alarms_where_empty, size_ranges
+from synthdet.core.measures import count_error, false_alarms_where_empty, find_failures, size_ranges
 from synthdet.core.records import Box, DetectedBox
 
 
@@ -66,3 +66,19 @@ def test_false_alarms_are_those_of_photos_without_any_animal() -> None:
     assert false_alarms_where_empty(photos, truths, found, 0.5) == 1.0
     assert false_alarms_where_empty(["0", "1", "2", "3"], truths, found, 0.5) == 1.0
     assert false_alarms_where_empty(["a"], [animals(0)], [drawn((0, 0.9))], 0.5) is None
+
+
+def test_failures_are_what_is_missed_and_what_is_not_there() -> None:
+    near, far = (10.0, 10.0, 30.0, 20.0), (50.0, 10.0, 70.0, 20.0)
+    truth = [Box(xyxy=near, class_id=0), Box(xyxy=far, class_id=0)]
+    drawn = [
+        DetectedBox(xyxy=(11, 10, 31, 20), class_id=0, confidence=0.6),
+        DetectedBox(xyxy=(10, 10, 30, 20), class_id=0, confidence=0.9),  # the surer one has it
+        DetectedBox(xyxy=far, class_id=1, confidence=0.8),  # of another class
+        DetectedBox(xyxy=far, class_id=0, confidence=0.4),  # too unsure
+    ]
+    failures = find_failures(truth, drawn, 0.5)
+    assert [box.xyxy for box in failures.missed] == [far]
+    assert [box.confidence for box in failures.alarms] == [0.8, 0.6]
+    assert find_failures(truth, drawn, 0.3).missed == ()
+    assert find_failures([], [], 0.3).alarms == ()

@@ -19,6 +19,7 @@ from synthdet.core.records import Box, DetectedBox, ManifestEntry
 from synthdet.errors import SynthdetError
 from synthdet.stages import evaluate
 from synthdet.stages.evaluate_measures import MEASURES
+from synthdet.stages.evaluate_pictures import worst_failures
 from synthdet.stages.evaluate_verdict import DIFFERENCES
 from synthdet.workspace import Workspace, read_json, write_records
 from tests.fakes import FakeDetector, FakeDetectorTrainer, PlannedError
@@ -219,7 +220,7 @@ def test_the_augmented_arm(tmp_path: Path) -> None:
     page = (folder / "report.html").read_text()
     assert "Augmented, in train" in page
     assert "synthetic − augmented, 95 % interval" in page
-    assert page.count("<figure>") == 6 + 4 + 4 + 5
+    assert page[page.index("Real, in train") :].count("<figure>") == 6 + 4 + 4 + 5
 
 
 def test_the_arm_of_synthetic_pictures_alone(prepared: Prepared) -> None:
@@ -495,4 +496,53 @@ def test_report_is_one_safe_file(prepared: Prepared) -> None:
     assert plot is not None
     with Image.open(io.BytesIO(base64.b64decode(plot[1]))) as image:
         assert image.width > image.height > 300
-    assert page.count("<figure>") == 6 + 4 + 5  # real, synthetic, and test tiles with an animal
+    examples = page[page.index("Real, in train") :]
+    assert examples.count("<figure>") == 6 + 4 + 5  # real, synthetic, test tiles with an animal
+    assert not re.findall(r"<script|<link|url\(|@import", page)
+    plots = re.findall(r'<img class="plot" alt="Plot: ([^"]+)"', page)
+    assert [plot.split()[0] for plot in plots] == ["Not", "precision"]
+    assert page.count("evaluate.seeds") == 1
+    assert "<th>numpy</th>" in page
+
+
+def test_the_report_shows_what_goes_wrong(prepared: Prepared) -> None:
+    test = [one for one in prepared[2] if one.split == "test"]
+    ghost = Box(xyxy=(1, 1, 13, 6), class_id=0)
+
+    def finds_nothing_but_a_ghost(weights: Path) -> FakeDetector:
+        is_real = weights.parent.name == "real"
+        boxes = {one.image_id: detected(() if is_real else one.boxes, 0.8) for one in prepared[2]}
+        if is_real:
+            boxes[test[-1].image_id] = detected([ghost], 0.7)
+        return FakeDetector(boxes)
+
+    run(prepared, detector=finds_nothing_but_a_ghost)
+    page = (prepared[0].stage("evaluate").path / "report.html").read_text()
+    wrong = page[page.index("What goes wrong") : page.index("What was compared")]
+    assert "real photos alone: missed" in wrong
+    assert "real photos alone: false alarms" in wrong
+    assert "real + synthetic" not in wrong, "there nothing is wrong"
+    assert wrong.count("<figure>") == 6 + 1
+    assert wrong.count("2 of 2 seeds") == 7
+    assert "0.70, 2 of 2 seeds<br>" in wrong
+    assert "small: 0 to" in page
+    assert "<th>whale</th>" in page
+
+
+def test_the_worst_are_missed_by_most_seeds_large_or_sure() -> None:
+    small, large = Box(xyxy=(0, 0, 10, 10), class_id=0), Box(xyxy=(20, 0, 50, 30), class_id=0)
+    alone = Box(xyxy=(60, 0, 70, 10), class_id=0)
+    near = [Box(xyxy=(60 + d, 40, 80 + d, 60), class_id=0) for d in (0, 2)]
+    loose = Box(xyxy=(0, 0, 40, 40), class_id=0)
+    found = [
+        [detected([large, near[0]], 0.6), detected([loose], 0.5)],
+        [detected([near[1]], 0.9), ()],
+    ]
+    misses, alarms = worst_failures([[small, large], [alone, small]], found)
+    assert [(one.picture, one.xyxy, one.num_seeds) for one in misses] == [
+        (0, small.xyxy, 2), (1, alone.xyxy, 2), (1, small.xyxy, 2), (0, large.xyxy, 1),
+    ]  # fmt: skip
+    assert [(one.picture, one.xyxy, one.num_seeds) for one in alarms] == [
+        (0, near[1].xyxy, 2), (1, loose.xyxy, 1),
+    ]  # fmt: skip
+    assert [(one.confidence, one.is_loose) for one in alarms] == [(0.9, False), (0.5, True)]

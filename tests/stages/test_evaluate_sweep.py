@@ -82,7 +82,7 @@ def test_points_are_nested_drawn_by_seed_and_capped(prepared: Prepared) -> None:
         "real", quarter, half, "real_plus_synthetic"
     ]  # fmt: skip
     assert (sweep["available"], sweep["capped"], sweep["left_out"]) == (8, [4.0], [])
-    assert "4 would be more than the 8 there are" in said
+    assert "4 times the real pictures would be more than the 8 there are" in said
     means = [point["map50"]["mean"] for point in sweep["points"]]
     assert means == sorted(means)
     assert means[0] < means[-1]
@@ -99,6 +99,9 @@ def test_points_are_nested_drawn_by_seed_and_capped(prepared: Prepared) -> None:
     ]
     assert len(values) == 2
     assert np.mean(values) == pytest.approx(means[2], abs=1e-5)
+    page = (folder_of(prepared) / "report.html").read_text()
+    assert "There are 8 synthetic pictures: 4 times the real pictures would be more." in page
+    assert 'alt="Plot: mAP by the number of pictures"' in page
     arms = list(csv.DictReader(io.StringIO((folder_of(prepared) / "results.csv").read_text())))
     assert {row["arm"] for row in arms} == {"real", "real_plus_synthetic"}
 
@@ -113,7 +116,9 @@ def test_it_stops_where_the_curve_is_flat(prepared: Prepared) -> None:
     assert [point["asked"] for point in sweep["points"]] == [0, 0.1, 0.25]
     assert sweep["left_out"] == [0.5]
     assert trainer.calls == 2 * 2 + 2 * 2
-    assert "0.5 not trained, as the last step changes less than 0.01" in said
+    assert (
+        "0.5 times the real pictures not trained, as the last step changes less than 0.01" in said
+    )
     before = file_bytes(prepared[0].root, but=())
     run(prepared, "evaluate.sweep=[0, 0.1, 0.25, 0.5]", trainer=no_model, detector=no_model)
     assert file_bytes(prepared[0].root, but=()) == before
