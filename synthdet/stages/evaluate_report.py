@@ -19,7 +19,7 @@ from synthdet.core.comparison import (
 )
 from synthdet.core.records import Box, DetectedBox, Detections, ManifestEntry
 from synthdet.stages import evaluate_plots
-from synthdet.stages.evaluate_measures import Results, classes_of
+from synthdet.stages.evaluate_measures import COMPARED, Results, classes_of
 from synthdet.stages.evaluate_page import PAGE
 from synthdet.stages.evaluate_pictures import (
     Pictures,
@@ -210,24 +210,28 @@ def _table(heads: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> s
 
 
 def _measures_table(report: Report) -> str:
-    measures, differences = report.verdict["measures"], _differences(report)
+    measures = report.verdict["measures"]
     if not measures:
         return ""
     there = [name for name in MEASURE_NAMES if all(name in one for one in measures.values())]
-    heads = [ARM_NAMES[arm] for arm in measures]
-    heads += [f"{DIFFERENCE_NAMES[key][0]}, 95 % interval" for key in differences]
     rows = [
         (
             MEASURE_NAMES[name],
-            [
-                *(
-                    _number(values[name], signed=name == "count_bias")
-                    for values in measures.values()
-                ),
-                *(_interval(one.get(name)) for one in differences.values()),
-            ],
+            [_number(values[name], signed=name == "count_bias") for values in measures.values()],
         )
         for name in there
+    ]
+    return _table([ARM_NAMES[arm] for arm in measures], rows) + _differences_table(report)
+
+
+def _differences_table(report: Report) -> str:
+    differences = _differences(report)
+    if not differences:
+        return ""
+    heads = [f"{MEASURE_NAMES[name]}, 95 % interval" for name in COMPARED]
+    rows = [
+        (DIFFERENCE_NAMES[key][0], [_interval(one[name]) for name in COMPARED])
+        for key, one in differences.items()
     ]
     return _table(heads, rows)
 
@@ -236,13 +240,11 @@ def _number(value: float, *, signed: bool = False) -> str:
     return f"{value:{'+' if signed else ''}.3f}".replace("-", "−")
 
 
-def _interval(one: Mapping[str, float | None] | None) -> str:
-    if one is None:
-        return ""
-    mean = f"{one['mean']:+.3f}"
-    if one["low"] is None:
-        return mean
-    return f"{mean} &nbsp; [{one['low']:+.3f}, {one['high']:+.3f}]"
+def _interval(one: Mapping[str, float | None]) -> str:
+    text = f"{one['mean']:+.3f}"
+    if one["low"] is not None:
+        text += f" &nbsp; [{one['low']:+.3f}, {one['high']:+.3f}]"
+    return text.replace("-", "−")
 
 
 def _sizes_table(report: Report) -> str:
