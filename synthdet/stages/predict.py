@@ -1,7 +1,7 @@
 """The best detector of the study on a new survey: boxes, counts a photo, and how far to believe them.
 
 Reads:
-    A folder of photos (never written to). Of the run: ``1-prepare/tiles.jsonl`` and ``dataset.json``, the
+    A folder of photos (never written to). Of the run: ``1-prepare/``, the val photos where they lie, the
     whole test photos of ``6-export/frames/``, and ``7-evaluate/weights/`` and ``predictions/``, where no
     other detector is named.
 
@@ -9,7 +9,8 @@ Writes:
     Into ``8-predict/<name of the folder>/``: ``predictions.jsonl``, raw boxes of every photo, once;
     ``rejected.jsonl``; from them, again whenever the confidence moves, ``yolo/``, ``coco.json``,
     ``counts.csv`` and ``contact_sheet.jpg``. Into ``8-predict/.tried/<detector>/`` what the detector
-    draws on the run's own test photos, which says how counts err, once for all surveys.
+    draws on the run's own val and test photos, which says from where on a box counts and how counts err,
+    once for all surveys.
 
 Resume:
     Photos are looked at in batches of neighbours of the sorted list; a batch is looked at again if any
@@ -33,7 +34,7 @@ import numpy as np
 from synthdet.config import Config
 from synthdet.core.counts import CountModel, Expected, expect_animals, fit_count_model
 from synthdet.core.labelling import map_classes
-from synthdet.core.records import ManifestEntry, Prediction, Rejected, Tile
+from synthdet.core.records import ManifestEntry, Photo, Prediction, Rejected, Split, Tile
 from synthdet.core.tiling import plan_overlap
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import Detector
@@ -41,10 +42,12 @@ from synthdet.progress import Reporter
 from synthdet.stages import _photos
 from synthdet.stages.predict_detector import (
     Chosen,
+    Drawn,
     choose,
     choose_confidence,
-    count_on_frames,
-    count_on_tiles,
+    count_animals,
+    on_photos,
+    on_tiles,
     try_on_tiles,
 )
 from synthdet.stages.predict_files import PROMISED, Counted, write_files
@@ -72,7 +75,7 @@ class Asked:
         arm: Of the study, instead of the best one.
         weights: File or folder of another detector.
         scale: Tile pixels a photo pixel; None for that of the run.
-        confidence: From where on a box counts; None for the best F1 on the real val tiles.
+        confidence: From where on a box counts; None for the best F1 on the real val photos.
     """
 
     photos: Path
@@ -85,10 +88,12 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the run knows: classes, tiles, whole test photos, how tiles were cut, what a detector sees."""
+    """What the run knows: classes, tiles, whole val and test photos, how tiles were cut."""
 
     class_names: tuple[str, ...]
     tiles: list[Tile]
+    photos_dir: Path
+    val: list[Photo]
     frames: list[ManifestEntry]
     scale: float
     large_animal: float
@@ -152,7 +157,7 @@ def run(
     usable = _reject(folder, listing, found)
     confidence, model = _measure(workspace, known, chosen, asked.confidence, opened, reporter)
     counted, total = _count(usable, confidence, ground, model)
-    write_files(folder.path, listing.root, counted, known.class_names, view_side=2 * ground.side)
+    write_files(folder.path, listing.root, counted, known.class_names, view_side=3 * ground.side)
     num_rejected = len(found) - len(usable) + len(listing.rejected)
     counts = _counts(counted, total, num_rejected, confidence, model, chosen)
     folder.close(
@@ -189,10 +194,15 @@ def _read_known(workspace: Workspace, config: Config, asked: Asked) -> _Known:
     for needed in ("prepare",) if asked.weights is not None else ("evaluate", "prepare"):
         workspace.stage(needed).output()  # refuses one that is not done
     dataset = read_json(prepare.path / "dataset.json")
+    photos_dir = Path(dataset["photos"])
+    photos = read_records(prepare.path / "photos.jsonl", Photo)
+    val = [one for one in photos if one.split == "val"]
     frames = read_records(export.path / "frames" / "manifest.jsonl", ManifestEntry)
     return _Known(
         class_names=tuple(dataset["classes"]),
         tiles=read_records(prepare.path / "tiles.jsonl", Tile),
+        photos_dir=photos_dir,
+        val=val if all((photos_dir / one.path).is_file() for one in val) else [],
         frames=[one for one in frames if (workspace.root / one.yolo_path).is_file()],
         scale=float(dataset["scale"]),
         large_animal=float(dataset["animal_sizes"][1]),
@@ -204,7 +214,7 @@ def _read_known(workspace: Workspace, config: Config, asked: Asked) -> _Known:
 def _fingerprint(part: _Known | _photos.Listing) -> str:
     """Of the real pictures that the error is measured on; of names and sizes of a survey's files."""
     if isinstance(part, _Known):
-        return hash_json([one.to_line() for one in (*part.tiles, *part.frames)])
+        return hash_json([one.to_line() for one in (*part.tiles, *part.val, *part.frames)])
     sizes = [(path, file_size(part.root / path)) for path in part.photos]
     return hash_json([sizes, [one.to_line() for one in part.rejected]])
 
@@ -262,30 +272,36 @@ def _measure(
     opened: Opened,
     reporter: Reporter,
 ) -> tuple[float, CountModel | None]:
-    """From where on boxes count, and how such counts err: on whole test photos, looked at as the survey.
+    """From where on boxes count (by val), and how such counts err (by test).
 
-    Where the run kept no whole ones, its test tiles have to do: there an animal is seen once, in the
-    middle of a picture, and on a survey at times in several tiles.
+    Both on whole photos, looked at as the survey: tiles are cut around animals and show little of the
+    water in which false alarms are, and a survey looks at some animals in several tiles. Where whole
+    photos are not to be had, the tiles have to do.
     """
     ground = known.ground()
     parts = [chosen.fingerprint(), chosen.name, known.image_size, ground.side, ground.overlap]
-    key = hash_json([*parts, _fingerprint(known)])
-    folder = workspace.root / "8-predict" / ".tried" / key[:16]
-    tried = chosen.found or try_on_tiles(workspace, folder, known.tiles, opened)
+    folder = workspace.root / "8-predict" / ".tried" / hash_json([*parts, _fingerprint(known)])[:16]
+
+    def look(split: Split, root: Path, photos: Mapping[str, Photo | ManifestEntry]) -> list[Drawn]:
+        if not any(one.boxes for one in photos.values()):
+            tiles = [tile for tile in known.tiles if tile.split == split]
+            path = folder / f"{split}.jsonl"
+            tried = chosen.found[split] if chosen.found else try_on_tiles(workspace, path, tiles, opened)  # fmt: skip
+            return on_tiles(tiles, tried)
+        folder.mkdir(parents=True, exist_ok=True)
+        found = look_at_photos(
+            folder / f"{split}-photos.jsonl", root, [*photos], ground, opened, reporter,
+            doing=f"trying it on the {split} photos",
+        )  # fmt: skip
+        return on_photos([*photos.values()], found, ground.side)
+
     confidence = given
     if confidence is None:
-        confidence = choose_confidence(known.tiles, tried, len(known.class_names))
-    if any(one.boxes for one in known.frames):
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = sorted(one.yolo_path for one in known.frames)
-        found = look_at_photos(
-            folder / "frames.jsonl", workspace.root, paths, ground, opened, reporter,
-            doing="trying it on the test photos",
-        )  # fmt: skip
-        pictures = count_on_frames(known.frames, found, confidence, ground.side)
-    else:
-        pictures = count_on_tiles(known.tiles, tried["test"], confidence)
-    return confidence, fit_count_model(pictures, np.random.default_rng(_SEED))
+        val = look("val", known.photos_dir, {one.path: one for one in known.val})
+        confidence = choose_confidence(val, len(known.class_names))
+    test = look("test", workspace.root, {one.yolo_path: one for one in known.frames})
+    counts = count_animals(test, confidence)
+    return confidence, fit_count_model(counts, np.random.default_rng(_SEED))
 
 
 # --- counting ----------------------------------------------------------------------------------

@@ -13,7 +13,15 @@ from synthdet.config import Config
 from synthdet.core.comparison import average_precision, best_operating_point, match_detections
 from synthdet.core.counts import CountedPicture, compare_count
 from synthdet.core.labelling import FALLBACK_CONFIDENCE, MIN_CONFIDENCE
-from synthdet.core.records import DetectedBox, Detections, ManifestEntry, Prediction, Tile
+from synthdet.core.records import (
+    Box,
+    DetectedBox,
+    Detections,
+    ManifestEntry,
+    Photo,
+    Prediction,
+    Tile,
+)
 from synthdet.core.tiling import Look, merge_looks
 from synthdet.errors import SynthdetError
 from synthdet.models.detector import has_weights
@@ -131,32 +139,24 @@ def _fitness(tiles: Sequence[Tile], found: Sequence[Detections], num_classes: in
 
 
 def try_on_tiles(
-    workspace: Workspace,
-    folder: Path,
-    tiles: Sequence[Tile],
-    opened: Opened,
-) -> dict[str, list[Detections]]:
-    """What a detector that is not of the study draws on the real val and test tiles; written once.
+    workspace: Workspace, path: Path, tiles: Sequence[Tile], opened: Opened
+) -> list[Detections]:
+    """What a detector that is not of the study draws on real tiles of the run; written once.
 
     Args:
         workspace: The run.
-        folder: Where ``val.jsonl`` and ``test.jsonl`` go.
-        tiles: The run's real tiles.
+        path: Where it goes.
+        tiles: Real tiles of the run.
         opened: The detector.
 
     Raises:
         SynthdetError: A tile is missing.
     """
-    tried = {}
-    for split in ("val", "test"):
-        own = [tile for tile in tiles if tile.split == split]
-        path = folder / f"{split}.jsonl"
-        before = read_records(path, Detections)
-        if not path.exists() or [one.image_id for one in before] != [one.tile_id for one in own]:
-            before = _draw_on_tiles(workspace, own, opened) if own else []
-            write_records(path, before)
-        tried[split] = before
-    return tried
+    found = read_records(path, Detections)
+    if not path.exists() or [one.image_id for one in found] != [one.tile_id for one in tiles]:
+        found = _draw_on_tiles(workspace, tiles, opened) if tiles else []
+        write_records(path, found)
+    return found
 
 
 def _draw_on_tiles(
@@ -178,62 +178,72 @@ def _draw_on_tiles(
     ]
 
 
-def choose_confidence(
-    tiles: Sequence[Tile], found: Mapping[str, list[Detections]], num_classes: int
-) -> float:
-    """The confidence with the best F1 on the real val tiles; `FALLBACK_CONFIDENCE` where none tells."""
-    truth = {tile.tile_id: tile for tile in tiles}
-    known = [one for one in found["val"] if one.image_id in truth]
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A real picture whose animals are known, and what the detector drew in it, in the same pixels."""
+
+    animals: tuple[Box, ...]
+    boxes: tuple[DetectedBox, ...]
+    group: str
+    area: float
+    """In tiles."""
+
+
+def on_photos(
+    photos: Sequence[Photo | ManifestEntry], found: Sequence[Prediction], side: int
+) -> list[Drawn]:
+    """Whole photos, looked at as a survey; without those that cannot be read.
+
+    Args:
+        photos: With their animals.
+        found: What was drawn in them, in the same order.
+        side: Of a tile, in photo pixels.
+    """
+    return [
+        Drawn(
+            photo.boxes,
+            one.boxes,
+            photo.group if isinstance(photo, Photo) else str(photo.provenance["group"]),
+            photo.width * photo.height / side**2,
+        )
+        for photo, one in zip(photos, found, strict=True)
+        if one.fault is None
+    ]
+
+
+def on_tiles(tiles: Sequence[Tile], found: Sequence[Detections]) -> list[Drawn]:
+    """Tiles, each looked at alone; as on a survey, an animal that was drawn twice counts once."""
+    by_id = {tile.tile_id: tile for tile in tiles}
+    drawn = []
+    for one in found:
+        tile = by_id.get(one.image_id)
+        if tile is not None:
+            size_wh = (tile.width, tile.height)
+            look = Look((0, 0, *size_wh), one.boxes)
+            boxes = merge_looks([look], size_wh, _BORDER)
+            drawn.append(Drawn(tile.boxes, boxes, tile.group, 1.0))
+    return drawn
+
+
+def choose_confidence(pictures: Sequence[Drawn], num_classes: int) -> float:
+    """The confidence with the best F1; `FALLBACK_CONFIDENCE` where none tells."""
     matches = match_detections(
-        [truth[one.image_id].boxes for one in known],
-        [_thin(truth[one.image_id], one.boxes) for one in known],
+        [one.animals for one in pictures],
+        [one.boxes for one in pictures],
         num_classes=num_classes,
     )
     best = best_operating_point(matches)
     return FALLBACK_CONFIDENCE if best is None else max(best.confidence, MIN_CONFIDENCE)
 
 
-def count_on_frames(
-    frames: Sequence[ManifestEntry], found: Sequence[Prediction], confidence: float, side: int
-) -> list[CountedPicture]:
-    """Counts at that confidence on the whole real test photos, held against the truth.
-
-    Args:
-        frames: The photos with their animals.
-        found: What was drawn in them, by ``yolo_path``.
-        confidence: From where on boxes count.
-        side: Of a tile, in photo pixels.
-    """
-    drawn = {one.path: one.boxes for one in found if one.fault is None}
+def count_animals(pictures: Sequence[Drawn], confidence: float) -> list[CountedPicture]:
+    """Counts at that confidence, held against the truth."""
     return [
         compare_count(
-            [box.xyxy for box in frame.boxes],
-            [box.xyxy for box in drawn[frame.yolo_path] if box.confidence >= confidence],
-            group=str(frame.provenance.get("group", frame.image_id)),
-            area=frame.width * frame.height / side**2,
+            [box.xyxy for box in one.animals],
+            [box.xyxy for box in one.boxes if box.confidence >= confidence],
+            group=one.group,
+            area=one.area,
         )
-        for frame in frames
-        if frame.yolo_path in drawn
+        for one in pictures
     ]
-
-
-def count_on_tiles(
-    tiles: Sequence[Tile], found: Sequence[Detections], confidence: float
-) -> list[CountedPicture]:
-    """As `count_on_frames`, on the real test tiles."""
-    truth = {tile.tile_id: tile for tile in tiles}
-    pictures: list[CountedPicture] = []
-    for one in found:
-        tile = truth.get(one.image_id)
-        if tile is not None:
-            sure = [box for box in one.boxes if box.confidence >= confidence]
-            drawn = [box.xyxy for box in _thin(tile, sure)]
-            animals = [box.xyxy for box in tile.boxes]
-            pictures.append(compare_count(animals, drawn, group=tile.group))
-    return pictures
-
-
-def _thin(tile: Tile, boxes: Sequence[DetectedBox]) -> tuple[DetectedBox, ...]:
-    """As on a survey: an animal that was drawn twice counts once."""
-    look = Look((0, 0, tile.width, tile.height), tuple(boxes))
-    return merge_looks([look], (tile.width, tile.height), _BORDER)

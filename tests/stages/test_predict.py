@@ -357,14 +357,27 @@ def test_another_scale_sees_another_size(workspace: Workspace, tmp_path: Path) -
 
 
 def test_the_confidence_moves_without_a_model(workspace: Workspace, survey: Path) -> None:
-    run(workspace, survey, confidence=0.01)
+    told = run(workspace, survey)
     raw = (output(workspace) / "predictions.jsonl").read_bytes()
     assert "10 photos · 0 animals found" in run(
         workspace, survey, opened=no_model, confidence=0.999
     )
     assert (output(workspace) / "predictions.jsonl").read_bytes() == raw
     assert json.loads((output(workspace) / "coco.json").read_text())["annotations"] == []
-    assert "from confidence 0.60" in run(workspace, survey, opened=no_model)  # the best F1 on val
+    assert run(workspace, survey, opened=no_model) == told
+
+
+def test_the_confidence_is_the_best_of_the_whole_val_photos(
+    workspace: Workspace, survey: Path, tmp_path: Path
+) -> None:
+    """All that is bright is an animal there: the best threshold lets all of it count."""
+    run(workspace, survey)
+    (path,) = (workspace.root / "8-predict/.tried").glob("*/val-photos.jsonl")
+    lowest = min(box.confidence for one in read_records(path, Prediction) for box in one.boxes)
+    told = read_json(output(workspace) / "stage.json")["counts"]["confidence"]
+    assert told == lowest
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")  # then the study's own val tiles say it
+    assert "from confidence 0.60" in run(workspace, survey)
 
 
 def test_an_arm_is_chosen_by_name_and_its_best_seed_by_val(
@@ -391,7 +404,7 @@ def test_other_weights_are_tried_on_the_runs_own_photos_first(
     assert "test animals in" in told
     assert "mine.pt" in told
     (tried,) = (workspace.root / "8-predict" / ".tried").iterdir()
-    assert sorted(path.name for path in tried.iterdir()) == ["test.jsonl", "val.jsonl"]
+    assert sorted(path.name for path in tried.iterdir()) == ["test.jsonl", "val-photos.jsonl"]
     with pytest.raises(SynthdetError, match="--arm and --weights"):
         run(workspace, survey, weights=weights, arm="real")
     weights.write_bytes(b"other")  # another detector of the same name
