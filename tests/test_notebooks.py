@@ -26,7 +26,9 @@ from tests.quick import QUICK_SETTINGS, quick_survey, skip_without_weights
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 WIDTH, HEIGHT = 96, 64
-MEASURES = ("map50", "map50_95", "precision", "recall", "f1", "confidence")
+MEASURES = (
+    "map50", "map50_95", "precision", "recall", "f1", "confidence", "count_bias", "recall_small"
+)  # fmt: skip
 WHALE = (20.0, 10.0, 60.0, 40.0)
 
 
@@ -71,7 +73,13 @@ def evaluated_run(folder: Path, *, arms: tuple[str, ...]) -> Workspace:
         "map50": {"mean": 0.02, "low": -0.1, "high": 0.14},
         "map50_95": {"mean": 0.01, "low": None, "high": None},
     }
-    verdict = {"sentence": "Not shown.", "differences": compared if len(arms) > 1 else {}}
+    level = {"map50": compared["map50"], "map50_95": compared["map50_95"]}
+    points = [{"asked": one, "number": 4 * one, "name": "real", **level} for one in (0, 1)]
+    verdict = {
+        "sentence": "Not shown.",
+        "differences": compared if len(arms) > 1 else {},
+        "sweeps": {"synthetic": {"points": points}} if len(arms) > 1 else {},
+    }
     write_json(workspace.stage("evaluate").path / "verdict.json", verdict)
     return workspace
 
@@ -106,8 +114,9 @@ def test_the_comparison_runs(
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert outputs[0]["text"] == "Not shown.\n"
+    sweeps = read_json(workspace.stage("evaluate").path / "verdict.json")["sweeps"]
     drawn = [o for o in outputs if "image/png" in o.get("data", {})]
-    assert len(drawn) == 4, "pairs, intervals, train pictures, test pictures"
+    assert len(drawn) == 5 + len(sweeps), "pairs, intervals, train, test, mistakes, and curves"
 
 
 @pytest.mark.slow
