@@ -5,6 +5,7 @@ Tiles wait on the disk, where any detector reads them; only a few photos are ope
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ BATCH: Final = 8
 """Photos whose boxes are written at once. Part of what is made, so it is no knob."""
 _READERS: Final = 2
 """Threads that decode photos and cut tiles; each adds two photos whose tiles wait on the disk."""
+_SCRATCH: Final = ".tmp-tiles-"
 
 Opened = Callable[[], tuple[Detector, Mapping[int, int]]]
 """Gives the detector, and its class ids in the run's; opened with the first call."""
@@ -96,6 +98,8 @@ def look_at_photos(
     Raises:
         SynthdetError: The detector failed, or the disk is full.
     """
+    for leftover in path.parent.glob(f"{_SCRATCH}*"):
+        shutil.rmtree(leftover)
     known = {one.path: one for one in read_records(path, Prediction)}
     known = {
         photo: known[photo]
@@ -110,7 +114,7 @@ def look_at_photos(
         return [known[photo] for photo in photos]
     room = _photos.Room()
     with (
-        tempfile.TemporaryDirectory(prefix=".tmp-tiles-", dir=path.parent) as scratch,
+        tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=path.parent) as scratch,
         reporter.bar("predict", len(photos), unit="photo", done=len(known), doing=doing) as advance,
         _photos.large_frames(),
     ):

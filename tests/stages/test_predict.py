@@ -285,6 +285,8 @@ def test_a_torn_line_and_a_lost_file_are_made_again(workspace: Workspace, survey
     lines = (folder / "predictions.jsonl").read_bytes()
     (folder / "predictions.jsonl").write_bytes(lines[:-9])
     shutil.rmtree(folder / "yolo")
+    (folder / ".tmp-tiles-killed").mkdir()
+    (folder / ".tmp-tiles-killed" / "0-0.bmp").write_bytes(b"x")
     (folder / "counts.csv").unlink()
     run(workspace, survey)
     assert file_bytes(folder) == whole
