@@ -131,6 +131,8 @@ def run(
     )
     ground = known.ground(asked.scale)
     folder = _open_folder(workspace, listing.root, asked.output)
+    if file_size(folder.path / "predictions.jsonl") <= 0 and not redo:
+        folder.lock_path.unlink(missing_ok=True)  # nothing was made yet: other settings are welcome
     done = folder.claim(
         settings={
             "photos": str(listing.root), "detector": chosen.name, "weights": chosen.fingerprint()[:16],

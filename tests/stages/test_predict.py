@@ -392,6 +392,19 @@ def test_an_arm_is_chosen_by_name_and_its_best_seed_by_val(
         run(workspace, survey, arm="augmented")
 
 
+def test_settings_that_failed_before_anything_was_made_may_be_set_right(
+    workspace: Workspace, survey: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "wrong").write_bytes(b"x")
+
+    def refuse(_weights: Path) -> Any:
+        raise SynthdetError("this is no detector")
+
+    with pytest.raises(SynthdetError, match="no detector"):
+        run(workspace, survey, weights=tmp_path / "wrong", opened=refuse)
+    assert "4 animals" in run(workspace, survey)
+
+
 def test_other_weights_are_tried_on_the_runs_own_photos_first(
     workspace: Workspace, survey: Path, tmp_path: Path
 ) -> None:
