@@ -386,6 +386,29 @@ def test_verdicts(prepared: Prepared, real: float, with_synthetic: float, verdic
     assert verdict_of(prepared)["verdict"] == verdict
 
 
+def test_loose_boxes_cost_map50_95_alone(prepared: Prepared) -> None:
+    def loose_without_synthetic(weights: Path) -> FakeDetector:
+        drawn = {}
+        for one in prepared[2]:
+            boxes = one.boxes
+            if weights.parent.name == "real":  # IoU of about 0.8
+                boxes = tuple(
+                    Box(xyxy=(x1, y1, x2 - 0.2 * (x2 - x1), y2), class_id=box.class_id)
+                    for box in boxes
+                    for x1, y1, x2, y2 in [box.xyxy]
+                )
+            drawn[one.image_id] = detected(boxes)
+        return FakeDetector(drawn)
+
+    run(prepared, detector=loose_without_synthetic)
+    verdict = verdict_of(prepared)
+    means = {arm: one["map50_95"] for arm, one in verdict["measures"].items()}
+    assert verdict["differences"]["map50"]["mean"] == pytest.approx(0, abs=1e-6)
+    gained = verdict["differences"]["map50_95"]["mean"]
+    assert gained == pytest.approx(means["real_plus_synthetic"] - means["real"], abs=2e-6)
+    assert gained > 0.2
+
+
 def test_twice_opens_no_model(prepared: Prepared) -> None:
     said = run(prepared)
     before = file_bytes(prepared[0].root, but=())

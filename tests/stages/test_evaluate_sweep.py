@@ -183,6 +183,14 @@ def test_a_lost_point_is_trained_again(prepared: Prepared) -> None:
     assert file_bytes(folder_of(prepared)) == whole
 
 
+def test_a_lost_table_is_written_again_without_training(prepared: Prepared) -> None:
+    run(prepared, SWEEP, detector=growing(prepared))
+    whole = file_bytes(folder_of(prepared))
+    (folder_of(prepared) / "sweep.csv").unlink()
+    run(prepared, SWEEP, trainer=no_model, detector=no_model)
+    assert file_bytes(folder_of(prepared)) == whole
+
+
 def test_without_synthetic_pictures_there_is_no_curve_of_them(tmp_path: Path) -> None:
     workspace, config = make_run(tmp_path / "run", evaluate={"seeds": [0]})
     prepared = workspace, config, make_export(workspace, synthetic=0)
