@@ -13,15 +13,29 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from synthdet.config import Config
-from synthdet.core.records import Box, DetectedBox, Detections, ManifestEntry, Source, Split
+from synthdet.core.records import (
+    Box,
+    DetectedBox,
+    Detections,
+    ManifestEntry,
+    Source,
+    Split,
+    SyntheticImage,
+    Tile,
+)
+from synthdet.stages import export
+from synthdet.stages.filter_cache import Embedded, EmbeddingCache
 from synthdet.workspace import (
     Workspace,
     hash_file,
     read_json,
+    read_records,
     write_json,
     write_records,
     write_text,
 )
+from tests.handmade import quiet
+from tests.labelled import make_labelled
 from tests.quick import QUICK_SETTINGS, quick_survey, skip_without_weights
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -85,7 +99,7 @@ def evaluated_run(folder: Path, *, arms: tuple[str, ...]) -> Workspace:
 
 
 def test_there_are_notebooks() -> None:
-    assert {"compare_detectors", "colab_t4"} <= {path.stem for path in NOTEBOOKS}
+    assert {"compare_detectors", "look_at_a_run", "colab_t4"} <= {path.stem for path in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -117,6 +131,51 @@ def test_the_comparison_runs(
     sweeps = read_json(workspace.stage("evaluate").path / "verdict.json")["sweeps"]
     drawn = [o for o in outputs if "image/png" in o.get("data", {})]
     assert len(drawn) == 5 + len(sweeps), "pairs, intervals, train, test, mistakes, and curves"
+
+
+@pytest.mark.parametrize("embedded", [True, False], ids=["with-vectors", "without"])
+def test_three_pictures_are_followed_through_a_run(
+    embedded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, config = make_labelled(tmp_path / "run")
+    boxes = [{"xyxy": [18, 12, 54, 36], "class_id": 1}]
+    judged = {
+        "image_id": "syn-000005",
+        "verdict": "accept",
+        "boxes": boxes,
+        "by": "ann",
+        "at": "now",
+    }
+    write_text(workspace.root / "curation.jsonl", json.dumps(judged) + "\n")
+    export.run(workspace, config, quiet()[0])
+    if embedded:
+        tiles = read_records(workspace.stage("prepare").path / "tiles.jsonl", Tile)
+        images = read_records(workspace.stage("generate").path / "images.jsonl", SyntheticImage)
+        rng = np.random.default_rng(0)
+        rows = {p.sha256: rng.normal(size=8).astype(np.float32) for p in (*tiles, *images)}
+        contents = {sha256: Embedded(row, None) for sha256, row in rows.items()}
+        contents[images[6].sha256] = Embedded(None, "blank")
+        cache = EmbeddingCache(workspace.stage("filter").path / "embeddings", "tiny")
+        cache.add_part(contents)
+    before = {path: path.stat().st_mtime_ns for path in workspace.root.rglob("*")}
+    monkeypatch.setenv("SYNTHDET_RUN", str(workspace.root))
+    notebook = nbformat.read(
+        next(path for path in NOTEBOOKS if path.stem == "look_at_a_run"), as_version=4
+    )
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    drawn = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert len(drawn) == 3 + embedded, "nearest, similarity, plane, boxes"
+    said = "".join(output.get("text", "") for output in outputs)
+    assert "17 real tiles, 7 synthetic pictures" in said
+    assert ("the filter has kept no vectors" in said) is not embedded
+    assert "to review: syn-000005\n  a person: accept, by ann\n  6-export/yolo" in said
+    assert "boxes from curation\n  whale: 0.5" in said
+    assert "dropped: syn-000004\n  a person: has not looked\n  not exported" in said
+    tables = "".join(o["data"]["text/plain"] for o in outputs if "text/html" in o.get("data", {}))
+    assert "far from real" in tables
+    after = {path: path.stat().st_mtime_ns for path in workspace.root.rglob("*")}
+    assert after == before, "it only reads"
 
 
 @pytest.mark.slow
