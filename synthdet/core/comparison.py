@@ -150,9 +150,9 @@ def _match_greedily(
     needed = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)[:, None]
     free = np.ones((len(IOU_THRESHOLDS), iou.shape[1]), dtype=bool)
     every = np.arange(len(IOU_THRESHOLDS))
-    for row, overlaps in enumerate(iou):
-        if overlaps.max() < IOU_THRESHOLDS[0]:
-            continue
+    # Most boxes are on nothing: only the others are worth a look.
+    for row in np.flatnonzero(iou.max(axis=1) >= IOU_THRESHOLDS[0]):
+        overlaps = iou[row]
         usable = np.where(free & (overlaps >= needed), overlaps, -1.0)
         inside = np.where(outside, -1.0, usable)
         usable = np.where((inside >= 0).any(axis=1, keepdims=True), inside, usable)
@@ -200,7 +200,10 @@ def _class_precision(
     chosen = (matches.class_id == class_id) & (weights[matches.picture] > 0)
     weight = weights[matches.picture[chosen]].astype(np.float64)[:, None]
     correct = np.cumsum(weight * matches.correct[chosen], axis=0)
-    drawn = np.cumsum(weight * matches.counted[chosen], axis=0)
+    counted = matches.counted[chosen]
+    if counted.all():  # as without a range of areas: one column says it
+        counted = counted[:, :1]
+    drawn = np.cumsum(weight * counted, axis=0)
     precision = correct / (drawn + np.spacing(1))
     precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
     recall = correct / num_true
