@@ -272,6 +272,7 @@ def _make_dataset(
     dataset.app_config.active_fields = fo.core.odm.dataset.ActiveFields(
         paths=["tags", "source", "status", "ground_truth", "accepted"]
     )
+    _let_boxes_be_edited(dataset, shown.class_names)
     _save_views(fo, dataset)
     _plot_embeddings(workspace, shown, dataset)
     dataset.info["synthdet"] = shown.fingerprint()
@@ -326,6 +327,16 @@ def _colour_scheme(fo: ModuleType, class_names: Iterable[str]) -> Any:
         for path, colours in {**values, **_VALUE_COLOURS}.items()
     ]
     return fo.ColorScheme(color_by="value", fields=fields)
+
+
+def _let_boxes_be_edited(dataset: Any, class_names: Sequence[str]) -> None:
+    """Tell the App's *Annotate* which boxes may be edited, and into which classes."""
+    fields = ["accepted", "ground_truth"]
+    schemas = dataset.generate_label_schemas(fields, scan_samples=False)
+    for schema in schemas.values():
+        schema |= {"attributes": [], "classes": list(class_names), "component": "dropdown"}
+    dataset.set_label_schemas(schemas)
+    dataset.activate_label_schemas(fields)
 
 
 def _save_views(fo: ModuleType, dataset: Any) -> None:

@@ -270,6 +270,8 @@ class TestLoad:
         judged.tag_samples("accept")
         assert len(dataset.load_saved_view("needs review")) == 0
         assert len(dataset.load_saved_view("likely label mistakes")) == 0
+        assert dataset.active_label_schemas == ["accepted", "ground_truth"]
+        assert dataset.label_schemas["accepted"]["classes"] == list(CLASSES)
         fields = {field["path"]: field for field in dataset.app_config.color_scheme.fields}
         assert {value["value"] for value in fields["source"]["valueColors"]} == {
             "real",
