@@ -36,10 +36,10 @@ def nested_photos(photos: Sequence[GroupedPhoto], seed: int) -> list[str]:
     """All photos in an order drawn by seed, one group after the other.
 
     Whoever has only twenty photos has them of few flights: photos of a group come together. The
-    first group is one with animals, if there is one, as a detector learns nothing from none.
+    first photo is one with an animal, if there is one, as a detector learns nothing from none.
 
     Returns:
-        Names; within a group in the order given.
+        Names; within a group in the order given, but for that first one.
 
     Examples:
         >>> photos = [GroupedPhoto("a1", "a", False), GroupedPhoto("b1", "b", True),
@@ -52,7 +52,10 @@ def nested_photos(photos: Sequence[GroupedPhoto], seed: int) -> list[str]:
     # A stable sort: among the others the drawn order stays.
     first = next((group for group in groups if group in with_animals), None)
     groups.sort(key=lambda group: group != first)
-    return [photo.name for group in groups for photo in photos if photo.group == group]
+    ordered = [photo for group in groups for photo in photos if photo.group == group]
+    start = next((photo for photo in ordered if photo.has_animal), None)
+    ordered.sort(key=lambda photo: photo is not start)
+    return [photo.name for photo in ordered]
 
 
 def is_flat(step: Difference) -> bool:

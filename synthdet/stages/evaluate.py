@@ -76,7 +76,7 @@ def run(
         return
     for leftover in list(folder.path.rglob(".tmp-*")):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-    if before and before["finished"] and not before["decisions"] and not redo:
+    if before and not before["decisions"] and all(is_whole(folder, study, one) for one in units):
         reporter.note(
             "evaluate", "made by an earlier version: measured again, no detector is trained again"
         )

@@ -35,12 +35,13 @@ def test_photos_come_by_whole_groups_and_the_first_has_an_animal(seed: int) -> N
     groups = [name[0] for name in order]
     assert groups == [group for group in dict.fromkeys(groups) for _ in range(3)]
     assert groups[0] == "d"
-    assert order[:3] == ["d-0", "d-1", "d-2"]
+    assert order[:3] == ["d-2", "d-0", "d-1"], "the one with an animal first"
 
 
 def test_without_any_animal_the_order_is_still_drawn() -> None:
     photos = [GroupedPhoto(name, name, has_animal=False) for name in "abcdef"]
     assert nested_photos(photos, 0) == nested_order([*"abcdef"], 0)
+    assert nested_photos([], 0) == []
 
 
 @pytest.mark.parametrize(

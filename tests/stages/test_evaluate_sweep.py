@@ -211,6 +211,18 @@ def test_a_run_of_an_earlier_version_is_measured_again_and_said_so(prepared: Pre
     assert "sweeps" in verdict_of(prepared)
 
 
+def test_after_a_new_export_nobody_says_that_nothing_is_trained(prepared: Prepared) -> None:
+    run(prepared, detector=growing(prepared))
+    for stage, changed in (("evaluate", {"decisions": {}}), ("export", {"output": "another"})):
+        lock = prepared[0].stage(stage).lock_path
+        write_json(lock, {**read_json(lock), **changed})
+    trainer = FakeDetectorTrainer()
+    said = run(prepared, trainer=trainer, detector=growing(prepared))
+    assert trainer.calls == 4
+    assert "export changed: the old folder is kept" in said
+    assert "measured again" not in said
+
+
 @pytest.mark.parametrize("setting", ["evaluate.sweep=[-1]", "evaluate.real_sweep=[0]"])
 def test_what_is_no_number_of_pictures_is_refused_by_name(prepared: Prepared, setting: str) -> None:
     with pytest.raises(SynthdetError, match=r"evaluate\.(real_)?sweep"):
