@@ -89,14 +89,14 @@ class Failure:
         xyxy: Pixels of that picture.
         num_seeds: How many seeds' detectors get it wrong.
         confidence: Of the surest of these boxes; None for a miss.
-        is_loose: Whether the box touches an animal, and not well enough to count.
+        why: What the box has to do with an animal there, as `_why_wrong` says; empty for nothing.
     """
 
     picture: int
     xyxy: XYXY
     num_seeds: int
     confidence: float | None = None
-    is_loose: bool = False
+    why: str = ""
 
 
 def worst_failures(
@@ -136,9 +136,20 @@ def _joined(
         overlaps = pairwise_iou([surest.xyxy], [box.xyxy for _seed, box in left])[0]
         overlaps[0] = 1.0  # itself, even without area
         here = {seed for (seed, _box), iou in zip(left, overlaps, strict=True) if iou >= 0.5}
-        is_loose = bool((pairwise_iou([surest.xyxy], [box.xyxy for box in truth]) > 0).any())
-        yield Failure(picture, surest.xyxy, len(here), surest.confidence, is_loose)
+        why = _why_wrong(surest, truth)
+        yield Failure(picture, surest.xyxy, len(here), surest.confidence, why)
         left = [one for one, iou in zip(left, overlaps, strict=True) if iou < 0.5]
+
+
+def _why_wrong(alarm: DetectedBox, truth: Sequence[Box]) -> str:
+    """``loose`` on an animal, the ``second box`` of one, or around one of ``another class``."""
+    overlaps = pairwise_iou([alarm.xyxy], [box.xyxy for box in truth])[0]
+    if not (overlaps > 0).any():
+        return ""
+    nearest = int(overlaps.argmax())
+    if overlaps[nearest] < 0.5:
+        return "loose"
+    return "second box" if truth[nearest].class_id == alarm.class_id else "another class"
 
 
 def failures_section(
@@ -159,7 +170,7 @@ def failures_section(
     return (
         "<h2>What goes wrong</h2><p>Crops of the real test pictures, the worst first: animals that are missed by "
         "most seeds, large ones first (yellow), and the surest boxes where no animal is annotated (in the arm's "
-        "colour; loose: it touches an animal, but covers less than half of both together, or is its second box). "
+        "colour; some lie loosely on an animal, with an IoU below 0.5, are its second box, or call it another class). "
         "Annotated animals are white. Look whether the annotation is right before you blame the detector."
         f"</p>{''.join(parts)}"
     )  # fmt: skip
@@ -171,7 +182,7 @@ def _crop_figure(test: Pictures, failure: Failure, arm: str, num_seeds: int) -> 
     coloured = [(box.xyxy, TRUTH_COLOUR) for box in boxes if box.xyxy != failure.xyxy]
     seeds = f"{failure.num_seeds} of {num_seeds} seeds"
     text = seeds if failure.confidence is None else f"{failure.confidence:.2f}, {seeds}"
-    text += ", loose" if failure.is_loose else ""
+    text += f", {failure.why}" if failure.why else ""
     return _figure(path, [*coloured, (failure.xyxy, colour)], around=failure.xyxy, text=text)
 
 

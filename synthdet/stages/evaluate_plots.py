@@ -120,7 +120,7 @@ def plot_curves(
     axes.set_ylabel("precision: share of the boxes that are right", fontsize=9)
     _title(axes, "Precision and recall: a line a seed, a dot its threshold from val")
     _tidy(axes)
-    axes.legend(frameon=False, fontsize=10, loc="lower left")
+    axes.legend(frameon=False, fontsize=10, loc="best")
     return _png(figure)
 
 

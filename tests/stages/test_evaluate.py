@@ -568,4 +568,13 @@ def test_the_worst_are_missed_by_most_seeds_large_or_sure() -> None:
     assert [(one.picture, one.xyxy, one.num_seeds) for one in alarms] == [
         (0, near[1].xyxy, 2), (1, loose.xyxy, 1),
     ]  # fmt: skip
-    assert [(one.confidence, one.is_loose) for one in alarms] == [(0.9, False), (0.5, True)]
+    assert [(one.confidence, one.why) for one in alarms] == [(0.9, ""), (0.5, "loose")]
+
+
+def test_a_false_alarm_on_an_animal_says_why_it_is_one() -> None:
+    whale = Box(xyxy=(20, 0, 50, 30), class_id=1)
+    as_seal, twice = Box(xyxy=whale.xyxy, class_id=0), Box(xyxy=(21, 0, 51, 30), class_id=1)
+    found = [[detected([whale], 0.9) + detected([twice], 0.8)], [detected([as_seal], 0.7)]]
+    for seed, why in zip(found, ("second box", "another class"), strict=True):
+        _misses, alarms = worst_failures([[whale]], [seed])
+        assert [one.why for one in alarms] == [why]
