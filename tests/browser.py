@@ -27,7 +27,7 @@ FLAGS = (
 )  # fmt: skip
 WAIT = 60.0
 """Seconds for an answer: the machine may be busy."""
-_KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "Delete": 46, "Escape": 27}
+_KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "Delete": 46, "Enter": 13, "Escape": 27}
 
 
 class Page:
@@ -93,7 +93,7 @@ class Page:
     def press(self, key: str) -> None:
         """A key: a letter, or a name like ``ArrowRight``."""
         code = _KEYS.get(key, ord(key.upper()[0]))
-        text = {"text": key} if len(key) == 1 else {}
+        text = {"text": "\r" if key == "Enter" else key} if key == "Enter" or len(key) == 1 else {}
         self.send("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)  # fmt: skip
         self.send("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 

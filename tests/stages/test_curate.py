@@ -25,6 +25,7 @@ from synthdet.core.records import (
     DetectedBox,
     Detections,
     Label,
+    ManifestEntry,
     Score,
     SyntheticImage,
     Tile,
@@ -33,9 +34,12 @@ from synthdet.core.records import (
 from synthdet.errors import SynthdetError
 from synthdet.models.machine import find_mongod
 from synthdet.progress import Reporter
-from synthdet.stages import curate
+from synthdet.stages import curate, export
 from synthdet.stages.filter_cache import Embedded, EmbeddingCache
 from synthdet.workspace import Workspace, hash_file, read_records, write_json, write_records
+from tests import handmade
+from tests.browser import Page, browse
+from tests.labelled import WHALE, make_labelled
 
 WIDTH, HEIGHT = 96, 64
 NOISE = 20_000
@@ -655,3 +659,97 @@ def test_the_app_draws_the_pictures_in_a_browser(
 
     # The grid is full of the noise that the tests painted: far more colours than an empty App has.
     assert serve_and(workspace, port, visit) > NOISE
+
+
+def press_text(page: Page, text: str) -> None:
+    """Click the element that says just this, once it is there."""
+    found = f"[...document.querySelectorAll('*')].filter(e => !e.children.length && e.textContent.trim() === '{text}')[0]"
+    page.wait_for(found)
+    page.evaluate(f"{found}.setAttribute('data-here', '')")
+    page.click(*page.centre("[data-here]"))
+    page.evaluate("document.querySelector('[data-here]')?.removeAttribute('data-here')")
+
+
+def open_picture(page: Page, number: int) -> None:
+    """Open the picture of the grid of that number, and wait for its panel."""
+    is_open = "document.body.innerText.includes('Annotate')"
+    for _ in range(20):  # the grid draws itself some seconds after the page stands
+        page.click(445 + 270 * number, 235)
+        page.evaluate("new Promise(done => setTimeout(done, 1500))")
+        if page.evaluate(is_open):
+            return
+    page.wait_for(is_open)
+
+
+def in_viewer(page: Page, x: float, y: float) -> tuple[float, float]:
+    """A point of a picture of `labelled.WIDTH` x `HEIGHT` in the window: it fills the viewer."""
+    left, top, width, height = page.evaluate(
+        "(() => { const all = [...document.querySelectorAll('canvas')].map(c => c.getBoundingClientRect());"
+        "const r = all.sort((a, b) => b.width * b.height - a.width * a.height)[0];"
+        "return [r.x, r.y, r.width, r.height]; })()"
+    )
+    scale = min(width / handmade.WIDTH, height / handmade.HEIGHT)
+    return (
+        left + width / 2 + (x - handmade.WIDTH / 2) * scale,
+        top + height / 2 + (y - handmade.HEIGHT / 2) * scale,
+    )
+
+
+@needs_mongodb
+@pytest.mark.slow
+def test_in_the_app_a_box_is_moved_and_a_picture_judged_and_the_export_has_it(
+    tmp_path: Path, database: Any, request: pytest.FixtureRequest
+) -> None:
+    workspace, config = make_labelled(tmp_path / "run")
+    name, port = curate.dataset_name(workspace.root), free_port()
+    request.addfinalizer(lambda: database.delete_dataset(name))
+    address = f"http://127.0.0.1:{port}/datasets/{name}?view=likely-label-mistakes"
+
+    def visit() -> None:
+        dataset = database.load_dataset(name)
+
+        def wait_until(true: Callable[[], bool]) -> None:
+            end = time.monotonic() + 30
+            while not true():
+                assert time.monotonic() < end
+                time.sleep(0.3)
+                dataset.reload()
+
+        def boxes_of(dataset: Any, name: str) -> list[Any]:
+            return [box.bounding_box for box in sample(dataset, name).accepted.detections]
+
+        before = boxes_of(dataset, "syn-000001")
+        with browse(address, tmp_path / "browser") as page:
+            page.wait_for("document.body.innerText.includes('likely label mistakes')")
+            press_text(page, "Dismiss")
+            open_picture(page, 0)
+            press_text(page, "Annotate")
+            page.wait_for("document.body.innerText.includes('Edit')")
+            page.evaluate("new Promise(done => setTimeout(done, 3000))")  # it fades in
+            page.click(*in_viewer(page, 22, 17))
+            page.wait_for("document.body.innerText.includes('Edit Detection')")
+            page.drag(in_viewer(page, 22, 17), in_viewer(page, 30, 23))
+            wait_until(lambda: boxes_of(dataset, "syn-000001") != before)
+
+            page.go(address)
+            page.wait_for("document.body.innerText.includes('likely label mistakes')")
+            open_picture(page, 1)
+            for key in "`reject":
+                page.press(key)
+                page.evaluate("new Promise(done => setTimeout(done, 300))")
+            page.press("Enter")
+            wait_until(lambda: "reject" in sample(dataset, "syn-000002").tags)
+
+    serve_and(workspace, port, visit)
+    moved, rejected = pull(workspace)
+    assert (moved.image_id, moved.verdict) == ("syn-000001", "accept")
+    assert (rejected.image_id, rejected.verdict) == ("syn-000002", "reject")
+    assert pull(workspace) == []
+    export.run(workspace, config, quiet())
+    manifest = read_records(workspace.stage("export").path / "manifest.jsonl", ManifestEntry)
+    entries = {entry.image_id: entry for entry in manifest}
+    assert "syn-000002" not in entries
+    (box,) = entries["syn-000001"].boxes
+    assert box.xyxy == pytest.approx(
+        [edge + 8 - 2 * (n % 2) for n, edge in enumerate(WHALE)], abs=0.5
+    )
