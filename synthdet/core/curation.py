@@ -74,9 +74,12 @@ class ShownRun:
     def fingerprint(self) -> str:
         """Hash of all of it: the same as long as the same is shown."""
         named = (self.scores, self.decisions, self.detections, self.labels, self.verdicts)
-        records = [self.tiles, self.images, *(by_id.values() for by_id in named)]
-        lines = [[record.to_line() for record in kind] for kind in records]
-        return _hash([LAYOUT, self.root, self.class_names, lines, self.doubts])
+        content = hashlib.sha256(_hash([LAYOUT, self.root, self.class_names, self.doubts]).encode())
+        for kind in (self.tiles, self.images, *(by_id.values() for by_id in named)):
+            for record in kind:
+                content.update(record.model_dump_json(exclude_none=True).encode())
+            content.update(b"\n")
+        return content.hexdigest()
 
     def describe(self) -> str:
         """Counts in words."""
