@@ -37,7 +37,7 @@ from synthdet.workspace import write_text
 
 NAME: Final = "curation.html"
 MAX_PICTURES: Final = 2_000
-"""On one page: some 100 MB, which a browser still opens within seconds."""
+"""On one page: 50 to 100 MB, which a browser opens within seconds."""
 SIDE: Final = 512
 """Longest side of a picture on the page, in pixels. Boxes keep the pixels of the picture itself."""
 NEAREST_SIDE: Final = 256

@@ -22,7 +22,7 @@ from synthdet.errors import SynthdetError
 from synthdet.stages import curate, curate_gallery, export
 from synthdet.workspace import Workspace, read_records, write_json, write_text
 from tests.browser import Page, browse
-from tests.handmade import CLASSES, HEIGHT, WIDTH, quiet
+from tests.handmade import CLASSES, HEIGHT, WIDTH, make_run, make_tiles, quiet
 from tests.labelled import FAINT, NASTY, WHALE, make_labelled
 
 
@@ -315,3 +315,37 @@ def test_the_command_writes_the_page_and_takes_the_file(
     assert verdict.verdict == "reject"
     refused = runner.invoke(app, ["curate", root, "--html", "--pull"])
     assert str(refused.exception).startswith("--html writes the page")
+
+
+@pytest.mark.slow
+def test_a_page_without_pictures_opens_all_the_same(tmp_path: Path) -> None:
+    workspace, config = make_run(tmp_path / "run")
+    make_tiles(workspace)
+    address = curate.write_html(workspace, config, quiet()[0]).as_uri()
+    with browse(address, tmp_path / "browser") as page:
+        page.wait_for("document.body.innerText.includes('There is no such picture.')")
+        for key in "arjkueb2s0":
+            page.press(key)
+        assert "0 of 0 judged" in page.evaluate("document.body.innerText")
+        assert page.complaints == []
+
+
+@pytest.mark.slow
+def test_the_newer_verdict_of_the_run_wins_over_what_the_browser_kept(tmp_path: Path) -> None:
+    workspace, config = make_labelled(tmp_path / "run")
+    address = curate.write_html(workspace, config, quiet()[0]).as_uri()
+    with browse(address, tmp_path / "browser") as page:
+        page.wait_for("document.querySelector('.thumb[aria-current]')")
+        for key in "rr":
+            page.press(key)
+        write_text(
+            workspace.root / "curation.jsonl",
+            '{"image_id": "syn-000005", "verdict": "accept", "boxes": [], "by": "me", "at": "now"}\n',
+        )
+        curate.write_html(workspace, config, quiet()[0])
+        page.go(address)
+        page.wait_for("document.querySelector('.thumb[aria-current]')")
+        verdicts = page.evaluate(
+            "[...document.querySelectorAll('.thumb')].slice(0, 2).map(t => t.dataset.verdict)"
+        )
+        assert verdicts == ["accept", "reject"], "the first was decided elsewhere since"
