@@ -58,6 +58,7 @@ from synthdet.workspace import (
     hash_json,
     read_json,
     read_records,
+    write_json,
     write_records,
 )
 
@@ -131,20 +132,23 @@ def run(
     )
     ground = known.ground(asked.scale)
     folder = _open_folder(workspace, listing.root, asked.output)
-    if file_size(folder.path / "predictions.jsonl") <= 0 and not redo:
-        folder.lock_path.unlink(missing_ok=True)  # nothing was made yet: other settings are welcome
+    settings = {
+        "photos": str(listing.root), "detector": chosen.name, "weights": chosen.fingerprint()[:16],
+        "classes": list(known.class_names), "image_size": known.image_size,
+        "scale": round(ground.scale, 6), "resolution": ground.resolution, "overlap": ground.overlap,
+    }  # fmt: skip
+    lock = folder.lock()
+    if lock is not None and not redo and file_size(folder.path / "predictions.jsonl") <= 0:
+        # Nothing was made yet: other settings are welcome. The lock stays, by which the folder is known.
+        write_json(folder.lock_path, {**lock, "settings": settings, "finished": False})
     done = folder.claim(
-        settings={
-            "photos": str(listing.root), "detector": chosen.name, "weights": chosen.fingerprint()[:16],
-            "classes": list(known.class_names), "image_size": known.image_size,
-            "scale": round(ground.scale, 6), "resolution": ground.resolution, "overlap": ground.overlap,
-        },
+        settings=settings,
         inputs={},
         decisions={"confidence": asked.confidence},
         decision_inputs={"run": _fingerprint(known), "photos": _fingerprint(listing)},
         redo=redo,
         note=lambda text: reporter.note("predict", text),
-    )  # fmt: skip
+    )
     if done and all((folder.path / name).exists() for name in PROMISED):
         reporter.close("predict", _closing_line((folder.lock() or {})["counts"]))
         return
@@ -233,8 +237,14 @@ def _open_folder(workspace: Workspace, photos_dir: Path, output: Path | None) ->
     command = f"synthdet predict {workspace.root} {photos_dir}"
     folder = StageFolder(workspace, "predict", path=path, command=command)
     lock = folder.lock() if path.is_dir() else None
-    holds_others = lock["stage"] != "predict" if lock else path.is_dir() and any(path.iterdir())
-    if holds_others or (path.exists() and not path.is_dir()):
+    if lock is not None:
+        holds_others = lock["stage"] != "predict"
+    elif path.is_dir():
+        begun = f".tmp-*-{folder.lock_path.name}"  # killed while the lock was written
+        holds_others = any(not one.match(begun) for one in path.iterdir())
+    else:
+        holds_others = path.exists()
+    if holds_others:
         raise SynthdetError(f"{path} holds something else: name a new folder with --output")
     return folder
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import numpy as np
 
-from synthdet.config import Config
+from synthdet.config import Arm, Config
 from synthdet.core.comparison import average_precision, best_operating_point, match_detections
 from synthdet.core.counts import CountedPicture, compare_count
 from synthdet.core.labelling import FALLBACK_CONFIDENCE, MIN_CONFIDENCE
@@ -65,14 +65,15 @@ def choose(
     """The detector of the study that did best on the real val tiles, or the one that was named.
 
     Best by map50_95; of equal ones the first in the order of `evaluate.arms`, then of seeds. Test tiles
-    have no say: the expected error is measured on them.
+    have no say: the expected error is measured on them. Points of a sweep, many more draws of the same
+    luck, are only taken by name.
 
     Args:
         workspace: The run.
         config: Its settings.
         tiles: Its real tiles.
         num_classes: Of the run.
-        arm: Of the study, to choose among its seeds only.
+        arm: Of the study, or point of its sweeps, to choose among its seeds only.
         weights: File or folder of any other detector.
 
     Raises:
@@ -96,9 +97,10 @@ def choose(
     if arm is not None and arm not in arms:
         raise SynthdetError(f"--arm {arm}: this run has trained {', '.join(arms)}")
     order: list[str] = list(dict.fromkeys([*config.evaluate.arms, *arms]))
+    candidates = {arm} if arm is not None else {*get_args(Arm)} & {*arms} or {*arms}
     ranked = []
     for name, seed in units:
-        if arm in (None, name):
+        if name in candidates:
             val = read_records(_predictions(folder, name, seed, "val"), Detections)
             ranked.append((-_fitness(tiles, val, num_classes), order.index(name), seed))
     _best, place, seed = min(ranked)
@@ -111,7 +113,7 @@ def choose(
 
 
 def _find_units(folder: Path) -> list[tuple[str, int]]:
-    """Every arm with every seed that is whole."""
+    """Every arm, and point of a sweep, with every seed that is whole."""
     units = []
     for path in sorted((folder / "weights").glob("*/seed-*")):
         arm, seed = path.parent.name, path.name.removeprefix("seed-")

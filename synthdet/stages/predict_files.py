@@ -97,12 +97,16 @@ def _write_yolo(folder: Path, counted: Sequence[Counted], class_names: Sequence[
 
 
 def _label_paths(counted: Sequence[Counted]) -> list[str]:
-    """Of two photos in a folder that differ in their suffix alone, both keep it: ``b.png.txt``."""
-    stems = [str(PurePosixPath(one.prediction.path).with_suffix("")) for one in counted]
-    times = Counter(stem.lower() for stem in stems)
+    """Of two photos in a folder that differ in their suffix alone, both keep it: ``b.png.txt``.
+
+    So does ``b.png.jpg``, where there is a ``b.png``.
+    """
+    paths = [one.prediction.path for one in counted]
+    stems = [str(PurePosixPath(path).with_suffix("")) for path in paths]
+    taken = Counter(name.lower() for name in (*stems, *paths))
     return [
-        f"{stem if times[stem.lower()] == 1 else one.prediction.path}.txt"
-        for one, stem in zip(counted, stems, strict=True)
+        f"{stem if taken[stem.lower()] == 1 else path}.txt"
+        for path, stem in zip(paths, stems, strict=True)
     ]
 
 

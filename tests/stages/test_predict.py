@@ -28,7 +28,7 @@ from synthdet.core.records import (
 from synthdet.errors import SynthdetError
 from synthdet.stages import predict
 from synthdet.stages.predict import Asked
-from synthdet.workspace import Workspace, read_json, read_records, write_records
+from synthdet.workspace import StageFolder, Workspace, read_json, read_records, write_records
 from tests.builders import make_prepared_run, quiet_reporter, said, write_photo
 from tests.fakes import PlannedError
 from tests.handmade import file_bytes, finish
@@ -392,6 +392,14 @@ def test_an_arm_is_chosen_by_name_and_its_best_seed_by_val(
         run(workspace, survey, arm="augmented")
 
 
+def test_points_of_a_sweep_are_taken_by_name_alone(tmp_path: Path, survey: Path) -> None:
+    workspace = make_prepared_run(tmp_path, num_photos=16, num_groups=8)
+    point = "real_plus_synthetic-x0.5"
+    add_study(workspace, {("real", 0): 0.5, (point, 0): 1.0, ("real-n3", 0): 1.0})
+    assert "real, seed 0" in run(workspace, survey)
+    assert f"{point}, seed 0" in run(workspace, survey, arm=point, redo=True)
+
+
 def test_settings_that_failed_before_anything_was_made_may_be_set_right(
     workspace: Workspace, survey: Path, tmp_path: Path
 ) -> None:
@@ -403,6 +411,30 @@ def test_settings_that_failed_before_anything_was_made_may_be_set_right(
     with pytest.raises(SynthdetError, match="no detector"):
         run(workspace, survey, weights=tmp_path / "wrong", opened=refuse)
     assert "4 animals" in run(workspace, survey)
+
+
+def test_killed_before_the_first_photo_was_recorded(
+    workspace: Workspace, survey: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the lock is first written, and while that of other settings is written over it."""
+    folder = output(workspace)
+    folder.mkdir(parents=True)
+    (folder / ".tmp-12345-stage.json").write_text('{"vers')
+
+    def killed(*_arguments: Any, **_named: Any) -> bool:
+        raise KeyboardInterrupt
+
+    for owner, name in ((StageFolder, "claim"), (predict, "look_at_photos")):
+        for arm in ("real", None):
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(owner, name, killed)
+                run(workspace, survey, arm=arm)
+    (folder / "predictions.jsonl").touch()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StageFolder, "claim", killed)
+        run(workspace, survey, arm="real")
+    assert "4 animals" in run(workspace, survey)
+    assert not list(folder.glob(".tmp-*"))
 
 
 def test_other_weights_are_tried_on_the_runs_own_photos_first(
@@ -482,7 +514,11 @@ def test_two_photos_of_one_stem_keep_their_labels_apart(
 ) -> None:
     write_photo(tmp_path / "survey/a.png", water(60, 50, (20, 20, 40, 30)))
     write_photo(tmp_path / "survey/a.jpg", water(60, 50))
+    write_photo(tmp_path / "survey/a.png.jpg", water(60, 50))
     run(workspace, tmp_path / "survey")
     labels = output(workspace) / "yolo/labels"
+    assert sorted(one.name for one in labels.iterdir()) == [
+        "a.jpg.txt", "a.png.jpg.txt", "a.png.txt",
+    ]  # fmt: skip
     assert (labels / "a.png.txt").read_text()
     assert (labels / "a.jpg.txt").read_text() == ""
