@@ -202,6 +202,7 @@ def test_every_picture_is_looked_at_once_and_the_doubtful_first() -> None:
     )
     order = {kind: [one.seed for one in images] for kind, images in sort_by_kind(shown).items()}
     assert order == {"review": [5, 0], "near": [1], "accepted": [6, 3], "dropped": [4, 2]}
+    assert shown.describe() == "2 real and 8 synthetic pictures, 2 to review"
 
 
 def test_of_raw_boxes_the_strongest_are_shown_once() -> None:
