@@ -32,12 +32,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from report import make_report, measure_parts, say
 
+from synthdet.core.boxes import area
 from synthdet.core.comparison import (
     IOU_THRESHOLDS,
     Areas,
     Matches,
     average_precision,
-    box_area,
     match_detections,
     precision_without_groups,
 )
@@ -112,7 +112,7 @@ def coco_precision(
             "categories": [{"id": 1, "name": "seal"}, {"id": 2, "name": "whale"}],
             "annotations": [
                 {"id": number + 1, "image_id": picture + 1, "category_id": box.class_id + 1,
-                 "bbox": xywh(box), "area": box_area(box.xyxy), "iscrowd": 0}
+                 "bbox": xywh(box), "area": area(box.xyxy), "iscrowd": 0}
                 for number, (picture, box) in enumerate(true)
             ],
         }  # fmt: skip

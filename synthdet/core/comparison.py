@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from synthdet.core.boxes import area
 from synthdet.core.records import XYXY, Box, DetectedBox
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -80,6 +81,7 @@ def match_detections(
     *,
     num_classes: int,
     areas: Areas = (0.0, np.inf),
+    max_detections: int | None = MAX_DETECTIONS,
 ) -> Matches:
     """Match the detections of each picture with its true boxes, most confident first.
 
@@ -93,6 +95,7 @@ def match_detections(
         detections: Boxes drawn in each picture, in the same order of pictures.
         num_classes: Class ids are below this; others are ignored.
         areas: Smallest and largest area of the animals that are asked about, in square pixels.
+        max_detections: Most confident boxes of a picture and class that count; None: all.
     """
     num_true = np.zeros((len(truths), num_classes), dtype=np.int64)
     pictures, classes, confidences, corrects, counteds = [], [], [], [], []
@@ -104,7 +107,7 @@ def match_detections(
             found = sorted(
                 (box for box in drawn if box.class_id == class_id),
                 key=lambda box: -box.confidence,
-            )[:MAX_DETECTIONS]
+            )[:max_detections]
             if found:
                 own = [box.xyxy for box in found]
                 hit, beside = _match_greedily(pairwise_iou(own, wanted), outside)
@@ -125,13 +128,8 @@ def match_detections(
     )
 
 
-def box_area(xyxy: XYXY) -> float:
-    """Width by height, as COCO works it out of ``xywh``; square pixels."""
-    return (xyxy[2] - xyxy[0]) * (xyxy[3] - xyxy[1])
-
-
 def _is_outside(boxes: Sequence[XYXY], areas: Areas) -> NDArray[np.bool_]:
-    own = np.array([box_area(box) for box in boxes], dtype=np.float64)
+    own = np.array([area(box) for box in boxes], dtype=np.float64)
     return np.asarray((own < areas[0]) | (own > areas[1]))
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from synthdet.core.boxes import area
 from synthdet.core.comparison import (
     Floats,
     Matches,
     average_precision,
     best_operating_point,
-    box_area,
     match_detections,
     of_class,
     operating_point,
@@ -90,7 +90,7 @@ def measure(folder: StageFolder, study: Study, unit: Unit) -> Result:
 
 def sizes_of(study: Study) -> list[SizeRange]:
     """Thirds of the test animals by size: those that are measured on."""
-    return size_ranges([box_area(box.xyxy) for entry in study.test for box in entry.boxes])
+    return size_ranges([area(box.xyxy) for entry in study.test for box in entry.boxes])
 
 
 def classes_of(study: Study) -> dict[int, str]:
@@ -185,6 +185,12 @@ def level(results: Results, name: str, arm: str, *, seeds: Sequence[int]) -> Dif
     """A measure of one arm as such, with an interval for other seeds and other test photos."""
     values = np.array([_with_each_left_out(results[arm, seed], name) for seed in seeds])
     return paired_difference(values[:, 0], values[:, 1:])
+
+
+def to_fields(one: Difference) -> dict[str, float | None]:
+    """A difference, or a level, as ``verdict.json`` has it."""
+    fields = {"mean": one.mean, "low": one.low, "high": one.high}
+    return {name: None if value is None else round(value, 6) for name, value in fields.items()}
 
 
 def _with_each_left_out(result: Result, name: str) -> Floats:

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from synthdet.core.comparison import box_area, pairwise_iou
+from synthdet.core.boxes import area
+from synthdet.core.comparison import pairwise_iou
 from synthdet.core.measures import find_failures
 from synthdet.core.records import XYXY, Box, DetectedBox
 from synthdet.stages.evaluate_plots import ARM_COLOURS, ARM_NAMES
@@ -120,7 +121,7 @@ def worst_failures(
             if num:
                 misses.append(Failure(index, box.xyxy, num))
         alarms += _joined(index, truth, [one.alarms for one in wrong])
-    misses.sort(key=lambda one: (-one.num_seeds, -box_area(one.xyxy)))
+    misses.sort(key=lambda one: (-one.num_seeds, -area(one.xyxy)))
     alarms.sort(key=lambda one: -(one.confidence or 0))
     return misses[:NUM_FAILURES], alarms[:NUM_FAILURES]
 

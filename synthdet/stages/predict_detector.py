@@ -233,6 +233,7 @@ def choose_confidence(pictures: Sequence[Drawn], num_classes: int) -> float:
         [one.animals for one in pictures],
         [one.boxes for one in pictures],
         num_classes=num_classes,
+        max_detections=None,  # COCO's 100 are for a tile: a whole photo may show a colony
     )
     best = best_operating_point(matches)
     return FALLBACK_CONFIDENCE if best is None else max(best.confidence, MIN_CONFIDENCE)

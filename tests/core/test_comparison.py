@@ -10,10 +10,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from synthdet.core import comparison
+from synthdet.core.boxes import area
 from synthdet.core.comparison import (
     average_precision,
     best_operating_point,
-    box_area,
     match_detections,
     of_class,
     operating_point,
@@ -123,7 +123,7 @@ def test_precision_by_size_is_that_of_pycocotools(areas: tuple[float, float]) ->
     for seed in range(100):
         truths, detections = draw_study(seed)
         if not any(detections) or not any(
-            areas[0] <= box_area(box.xyxy) <= areas[1] for boxes in truths for box in boxes
+            areas[0] <= area(box.xyxy) <= areas[1] for boxes in truths for box in boxes
         ):
             continue
         ours = average_precision(match_detections(truths, detections, num_classes=2, areas=areas))

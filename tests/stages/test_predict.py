@@ -17,6 +17,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from synthdet.core.records import (
+    Box,
     DetectedBox,
     Detections,
     ManifestEntry,
@@ -28,6 +29,7 @@ from synthdet.core.records import (
 from synthdet.errors import SynthdetError
 from synthdet.stages import predict
 from synthdet.stages.predict import Asked
+from synthdet.stages.predict_detector import Drawn, choose_confidence
 from synthdet.workspace import StageFolder, Workspace, read_json, read_records, write_records
 from tests.builders import make_prepared_run, quiet_reporter, said, write_photo
 from tests.fakes import PlannedError
@@ -380,6 +382,17 @@ def test_the_confidence_is_the_best_of_the_whole_val_photos(
     assert told == lowest
     (tmp_path / "photos").rename(tmp_path / "elsewhere")  # then the study's own val tiles say it
     assert "from confidence 0.60" in run(workspace, survey)
+
+
+def test_in_a_photo_of_a_colony_every_animal_counts_for_the_confidence() -> None:
+    animals = [Box(xyxy=(20 * n, 10, 20 * n + 12, 16), class_id=0) for n in range(150)]
+    drawn = [
+        DetectedBox(xyxy=one.xyxy, class_id=0, confidence=0.9 - n / 1000)
+        for n, one in enumerate(animals)
+    ]
+    ghosts = [DetectedBox(xyxy=(n, 90, n + 9, 95), class_id=0, confidence=0.1) for n in range(60)]
+    colony = Drawn(tuple(animals), (*drawn, *ghosts), "a", 9.0)
+    assert choose_confidence([colony], 1) == drawn[-1].confidence
 
 
 def test_an_arm_is_chosen_by_name_and_its_best_seed_by_val(
