@@ -74,3 +74,8 @@ class Reporter:
     def close(self, stage: str, text: str) -> None:
         """The one closing line of a stage."""
         self.console.print(f"[bold]{stage:<9}[/] {text}", highlight=False, soft_wrap=True)
+
+
+def many(number: int, noun: str, nouns: str | None = None) -> str:
+    """A number with its noun, like ``1 photo`` or ``1,200 photos``; ``nouns`` where no ``s`` will do."""
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"

@@ -397,7 +397,7 @@ class StageFolder:
             output=hash_json(hashes),
             counts=dict(counts),
             runtime=dict(runtime),
-            versions=_versions(),
+            versions=versions(),
             ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             seconds=round(lock["seconds"] + time.monotonic() - self._opened, 1),
         )
@@ -431,17 +431,18 @@ class StageFolder:
         return aside
 
 
-def _versions() -> dict[str, str]:
-    versions = {
+def versions() -> dict[str, str]:
+    """Of Python, of synthdet and of the packages that decide what is made, as far as they are installed."""
+    found = {
         "python": platform.python_version(),
         "synthdet": importlib.metadata.version("synthdet"),
     }
     for name in _VERSIONED:
         try:
-            versions[name] = importlib.metadata.version(name)
+            found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return versions
+    return found
 
 
 def free_bytes(path: Path) -> int:

@@ -14,8 +14,9 @@ from synthdet.core.formats.yolo import from_yolo_lines
 from synthdet.core.groups import given_split
 from synthdet.core.records import Box, Rejected, Split
 from synthdet.errors import SynthdetError
+from synthdet.progress import many
 from synthdet.stages._pairs import PhotoFinder, relative
-from synthdet.stages._recognise import Recognised, is_metadata, many, read_text
+from synthdet.stages._recognise import Recognised, is_metadata, read_text
 
 _NO_CLASS_LIST: Final = ("voc", "labelme", "csv")
 _BOX_COLUMNS: Final = 6

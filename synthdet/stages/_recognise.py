@@ -27,6 +27,7 @@ from synthdet.core.formats.yolo import from_yolo_lines, names_from_text, names_f
 from synthdet.core.groups import given_split
 from synthdet.core.records import SPLITS
 from synthdet.errors import SynthdetError
+from synthdet.progress import many
 from synthdet.stages._pairs import PhotoFinder, pair_files
 from synthdet.stages._photos import PHOTO_SUFFIXES, Listing, list_files
 
@@ -395,7 +396,3 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         return content.decode("cp1252", errors="replace")
-
-
-def many(number: int, noun: str, nouns: str | None = None) -> str:
-    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"

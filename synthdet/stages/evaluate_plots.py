@@ -32,7 +32,19 @@ DIFFERENCE_NAMES = {
     "synthetic_alone_differences": ("synthetic alone − real", ARM_COLOURS["synthetic"]),
 }
 """Key in ``verdict.json`` -> how a difference is called and coloured."""
-MEASURE_NAMES = {"map50": "mAP50", "map50_95": "mAP50–95", "f1": "F1"}
+MEASURE_NAMES = {
+    "map50": "mAP50",
+    "map50_95": "mAP50–95",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "confidence": "confidence threshold",
+    "count_bias": "counted too many a photo (too few: −)",
+    "count_error": "error of the count a photo",
+    "false_alarms_per_empty_photo": "false alarms an empty photo",
+    "false_alarms_per_empty_tile": "false alarms an empty tile",
+}
+"""Measure -> how it is called; the report's table has them in this order."""
 Values = Mapping[tuple[str, int], Mapping[str, float]]
 Differences = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 

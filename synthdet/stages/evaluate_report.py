@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-import importlib.metadata
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,24 +26,11 @@ from synthdet.stages.evaluate_pictures import (
     strip,
     tested_strip,
 )
-from synthdet.stages.evaluate_plots import ARM_NAMES, DIFFERENCE_NAMES
+from synthdet.stages.evaluate_plots import ARM_NAMES, DIFFERENCE_NAMES, MEASURE_NAMES
 from synthdet.stages.evaluate_sweep import as_asked
 from synthdet.stages.evaluate_units import Study, predictions_path
-from synthdet.workspace import StageFolder, read_records, write_text
+from synthdet.workspace import StageFolder, read_records, versions, write_text
 
-MEASURE_NAMES = {
-    "map50": "mAP50",
-    "map50_95": "mAP50–95",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1",
-    "confidence": "confidence threshold",
-    "count_bias": "counted too many a photo (too few: −)",
-    "count_error": "error of the count a photo",
-    "false_alarms_per_empty_photo": "false alarms an empty photo",
-    "false_alarms_per_empty_tile": "false alarms an empty tile",
-}
-_VERSIONED = ("synthdet", "torch", "ultralytics-opencv-headless", "numpy")
 Found = Mapping[str, Sequence[Sequence[Sequence[DetectedBox]]]]
 
 
@@ -303,16 +288,10 @@ def _facts_table(report: Report) -> str:
 
 
 def _settings_tables(report: Report) -> str:
-    versions = {"python": platform.python_version()}
-    for name in _VERSIONED:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     settings = {f"evaluate.{name}": str(value) for name, value in report.settings.items()}
     return "".join(
         _table((), [(html.escape(name), [html.escape(value)]) for name, value in one.items()])
-        for one in (settings, versions)
+        for one in (settings, versions())
     )
 
 

@@ -17,10 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from synthdet.config import Config
-from synthdet.core.differences import Difference
 from synthdet.core.records import ManifestEntry
 from synthdet.core.sweeps import FLAT, GroupedPhoto, is_flat, nested_order, nested_photos
-from synthdet.stages.evaluate_measures import COMPARED, Result, compare, level
+from synthdet.stages.evaluate_measures import COMPARED, Result, compare, level, to_fields
 from synthdet.stages.evaluate_units import Study, Unit
 from synthdet.workspace import write_text
 
@@ -191,7 +190,7 @@ def _photos(study: Study) -> list[GroupedPhoto]:
 # --- what is told of it ------------------------------------------------------------------------
 
 
-def to_fields(curve: Curve, seeds: Sequence[int]) -> dict[str, Any]:
+def curve_to_fields(curve: Curve, seeds: Sequence[int]) -> dict[str, Any]:
     """A curve as ``verdict.json`` has it."""
     points = []
     for before, point in zip((None, *curve.points), curve.points, strict=False):
@@ -201,10 +200,10 @@ def to_fields(curve: Curve, seeds: Sequence[int]) -> dict[str, Any]:
             "name": point.name,
         }
         for measure in COMPARED:
-            fields[measure] = _interval(level(curve.results, measure, point.name, seeds=seeds))
+            fields[measure] = to_fields(level(curve.results, measure, point.name, seeds=seeds))
         if before is not None:
             fields["over_previous"] = {
-                measure: _interval(
+                measure: to_fields(
                     compare(curve.results, measure, point.name, before.name, seeds=seeds)
                 )
                 for measure in COMPARED
@@ -216,11 +215,6 @@ def to_fields(curve: Curve, seeds: Sequence[int]) -> dict[str, Any]:
         "capped": list(curve.capped),
         "left_out": list(curve.left_out),
     }
-
-
-def _interval(one: Difference) -> dict[str, float | None]:
-    fields = {"mean": one.mean, "low": one.low, "high": one.high}
-    return {name: None if value is None else round(value, 6) for name, value in fields.items()}
 
 
 def tell(name: SweepName, curve: Curve) -> str:

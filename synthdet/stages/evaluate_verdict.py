@@ -10,8 +10,9 @@ import numpy as np
 from synthdet.config import Arm, Config
 from synthdet.core.differences import Difference, Verdict, judge, needed_to_settle
 from synthdet.core.measures import SizeRange
-from synthdet.stages.evaluate_measures import COMPARED, Results, compare, sizes_of
-from synthdet.stages.evaluate_sweep import Curve, SweepName, to_fields
+from synthdet.progress import many
+from synthdet.stages.evaluate_measures import COMPARED, Results, compare, sizes_of, to_fields
+from synthdet.stages.evaluate_sweep import Curve, SweepName, curve_to_fields
 from synthdet.stages.evaluate_units import Study
 
 DIFFERENCES: dict[str, tuple[Arm, Arm]] = {
@@ -42,11 +43,13 @@ def conclude(
         "sentence": sentence,
         "measures": means,
         **{
-            key: {name: _to_fields(one) for name, one in differences.items()}
+            key: {name: to_fields(one) for name, one in differences.items()}
             for key, differences in compared.items()
         },
         "would_settle": needed,
-        "sweeps": {name: to_fields(curve, config.evaluate.seeds) for name, curve in curves.items()},
+        "sweeps": {
+            name: curve_to_fields(curve, config.evaluate.seeds) for name, curve in curves.items()
+        },
         "seeds": list(config.evaluate.seeds),
         "max_train_steps": config.evaluate.max_train_steps,
         "train_pictures": {
@@ -105,11 +108,6 @@ def _roughly(number: float) -> int:
     return int(np.ceil(number / step) * step)
 
 
-def _to_fields(one: Difference) -> dict[str, float | None]:
-    fields = {"mean": one.mean, "low": one.low, "high": one.high}
-    return {name: None if value is None else round(value, 6) for name, value in fields.items()}
-
-
 def _sentence(
     study: Study,
     means: Mapping[Arm, Mapping[str, float]],
@@ -121,9 +119,9 @@ def _sentence(
         return "cannot be measured", "Cannot be measured: there is no real test picture."
     if not study.can_be_measured:
         return "cannot be measured", (
-            f"Cannot be measured: there is no animal in the {_count(len(study.test), 'real test picture')}."
+            f"Cannot be measured: there is no animal in the {many(len(study.test), 'real test picture')}."
         )
-    where = f"on {_count(len(study.test), 'real test picture')}"
+    where = f"on {many(len(study.test), 'real test picture')}"
     if not study.differs:
         told = (
             f": the detector has mAP50 {means['real']['map50']:.2f} {where}"
@@ -144,11 +142,11 @@ def _sentence(
     number = len(study.train["synthetic"])
     heading = {"gain": "Gain", "loss": "Loss"}.get(kind, "Not shown with this test set")
     change = (
-        f"with {_count(number, 'synthetic picture')} mAP50 {where} went from {before:.2f} to {after:.2f} "
+        f"with {many(number, 'synthetic picture')} mAP50 {where} went from {before:.2f} to {after:.2f} "
         f"({_signed(difference.mean)}"
     )
-    seeds = _count(difference.num_seeds, "seed")
-    groups = _count(difference.num_groups, "group")
+    seeds = many(difference.num_seeds, "seed")
+    groups = many(difference.num_groups, "group")
     beside = _augmented_sentence(study, compared["augmented_differences"].get("map50"))
     if difference.low is None or difference.high is None:
         return kind, (
@@ -198,10 +196,6 @@ def _interval(difference: Difference) -> str:
     if difference.low is None or difference.high is None:
         return ""
     return f"95 % interval {_signed(difference.low)} to {_signed(difference.high)}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _signed(value: float) -> str:

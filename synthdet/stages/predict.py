@@ -38,7 +38,7 @@ from synthdet.core.records import ManifestEntry, Photo, Prediction, Rejected, Sp
 from synthdet.core.tiling import plan_overlap
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import Detector
-from synthdet.progress import Reporter
+from synthdet.progress import Reporter, many
 from synthdet.stages import _photos
 from synthdet.stages.predict_detector import (
     Chosen,
@@ -368,7 +368,7 @@ def _counts(
 
 
 def _closing_line(counts: Mapping[str, Any]) -> str:
-    line = f"{_say(counts['photos'], 'photo')} · {_say(counts['animals'], 'animal')} found"
+    line = f"{many(counts['photos'], 'photo')} · {many(counts['animals'], 'animal')} found"
     rejected = f" · {counts['rejected']:,} rejected" if counts["rejected"] else ""
     by = f"from confidence {counts['confidence']:.2f}, {counts['detector']}"
     if "expected" not in counts:
@@ -378,9 +378,5 @@ def _closing_line(counts: Mapping[str, Any]) -> str:
         )
     return (
         f"{line}, {counts['low']:,} to {counts['high']:,} expected{rejected}  (95 %, by "
-        f"{_say(counts['test_animals'], 'test animal')} in {_say(counts['test_groups'], 'group')}; {by})"
+        f"{many(counts['test_animals'], 'test animal')} in {many(counts['test_groups'], 'group')}; {by})"
     )
-
-
-def _say(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
