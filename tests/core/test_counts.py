@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import pytest
 
+from synthdet.core import counts
 from synthdet.core.counts import (
     CountedPicture,
     CountModel,
@@ -11,6 +14,10 @@ from synthdet.core.counts import (
     fit_count_model,
 )
 from synthdet.core.records import XYXY
+
+
+def test_doctests() -> None:
+    assert doctest.testmod(counts).failed == 0
 
 
 def counted(

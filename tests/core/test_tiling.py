@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import pytest
 
+from synthdet.core import tiling
 from synthdet.core.records import XYXY, DetectedBox
 from synthdet.core.tiling import (
     Look,
@@ -23,6 +26,10 @@ def drawn(xyxy: XYXY, confidence: float = 0.9, class_id: int = 0) -> DetectedBox
 
 def merge(*looks: tuple[tuple[int, int, int, int], list[DetectedBox]]) -> list[DetectedBox]:
     return list(merge_looks([Look(tile, tuple(boxes)) for tile, boxes in looks], SIZE, 1.0))
+
+
+def test_doctests() -> None:
+    assert doctest.testmod(tiling).failed == 0
 
 
 @pytest.mark.parametrize(
@@ -65,7 +72,7 @@ def test_every_animal_up_to_the_overlap_is_whole_in_a_tile() -> None:
 def test_boxes_in_what_a_small_photo_was_filled_up_with_are_dropped() -> None:
     boxes = [drawn((10, 10, 30, 30)), drawn((90, 10, 130, 30)), drawn((110, 10, 120, 30))]
     found = to_photo(boxes, (0, 0, 64, 64), 2.0, (50, 40))
-    assert [box.xyxy for box in found] == [(5, 5, 15, 15), (45, 5, 50, 15)][:1]
+    assert [box.xyxy for box in found] == [(5, 5, 15, 15)]
     assert to_photo([drawn((90, 10, 104, 30))], (0, 0, 64, 64), 2.0, (50, 40))[0].xyxy == (
         45, 5, 50, 15,
     )  # fmt: skip
