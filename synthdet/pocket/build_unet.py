@@ -7,6 +7,7 @@ an average of the weights, and a larger weight of the loss inside the animals' b
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -270,6 +271,15 @@ def save_pipeline(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
         network.float()
     read_as_float32(folder / "text_encoder")
     read_as_float32(folder / "text_encoder_2")
+    _forget_origin(folder / "vae")
+
+
+def _forget_origin(folder: Path) -> None:
+    """A network that was loaded remembers from where: a path of this machine, which is no one's business."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def draw(

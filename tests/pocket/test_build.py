@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from synthdet.core.boxes import turn_box
 from synthdet.errors import SynthdetError
 from synthdet.models.symmetries import turn
-from synthdet.pocket import build_scenes, sea
+from synthdet.pocket import build_scenes, sea, weights_dir
 from synthdet.pocket.build import Build, build_part, main
 from synthdet.pocket.build_plan import ScenesPlan, Schedule, tiny_plan
 from synthdet.pocket.build_text import learn_merges, make_tokenizer, token_ids
@@ -122,6 +123,13 @@ def test_a_card_gives_the_figures(built: Path, product: str) -> None:
     card = (folder / "MODEL_CARD.md").read_text()
     assert figures["steps"] == 2
     assert all(f"| {name} | {value} |" in card for name, value in figures.items())
+
+
+def test_nothing_says_on_which_machine_it_was_made(built: Path) -> None:
+    for folder in (built / "products", weights_dir()):
+        texts = [path for path in folder.rglob("*") if path.suffix in (".json", ".md")]
+        assert len(texts) > 10
+        assert [path for path in texts if re.search(r'"/\w', path.read_text())] == []
 
 
 def test_interrupted_and_gone_on_gives_the_same_bits(tmp_path: Path) -> None:
