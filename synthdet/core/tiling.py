@@ -172,13 +172,17 @@ class _Seen:
                           self._tiles[:, 2] < width, self._tiles[:, 3] < height], axis=1)  # fmt: skip
         near = np.abs(self._boxes - self._tiles) <= border
         self._is_cut: Flags = np.asarray((near & inner).any(axis=1))
+        self._by_left = self._boxes[:, 0].argsort(kind="stable")
+        self._lefts = self._boxes[self._by_left, 0]
+        self._widest = float((self._boxes[:, 2] - self._boxes[:, 0]).max())
 
     def take(self, seed: int, free: Flags) -> list[int]:
         """All boxes of the seed's animal are taken; returns those that may say where it ends."""
         telling = [seed]
         least = SURE_SHARE * self._confidences[seed]
         for one in telling:  # grows while it runs: a long animal goes on from tile to tile
-            same = np.flatnonzero(free & self._same(one))
+            beside = self._beside(one)
+            same = beside[free[beside] & self._same(one, beside)]
             free[same] = False
             if self._is_cut[one]:
                 telling += [int(other) for other in same if self._confidences[other] >= least]
@@ -191,21 +195,28 @@ class _Seen:
         low, high = boxes[:, :2].min(axis=0).tolist(), boxes[:, 2:].max(axis=0).tolist()
         return (low[0], low[1], high[0], high[1])
 
-    def _same(self, one: int) -> Flags:
-        """``(n,)``: which boxes mark the same animal as this one."""
+    def _beside(self, one: int) -> NDArray[np.int64]:
+        """``(k,)``: the boxes that can touch this one, going by their left edges alone, in order."""
+        left, _top, right, _bottom = self._boxes[one]
+        begin, end = np.searchsorted(self._lefts, (left - self._widest, right))
+        return np.sort(self._by_left[begin:end])
+
+    def _same(self, one: int, among: NDArray[np.int64]) -> Flags:
+        """``(k,)``: which of some boxes mark the same animal as this one."""
         box, tile = self._boxes[one], self._tiles[one]
-        common = _cut(self._tiles, tile)
-        own, others = _cut(common, box), _cut(common, self._boxes)
+        boxes, tiles, is_cut = self._boxes[among], self._tiles[among], self._is_cut[among]
+        common = _cut(tiles, tile)
+        own, others = _cut(common, box), _cut(common, boxes)
         both = _areas(_cut(own, others))
         either = _areas(own) + _areas(others) - both
         same = (both > 0) & (both >= SAME_IOU * either)
-        shared = _areas(_cut(self._boxes, box))
+        shared = _areas(_cut(boxes, box))
         if self._is_cut[one]:
-            covered = (shared >= COVERED * _areas(box[None])) & ~self._is_cut
+            covered = (shared >= COVERED * _areas(box[None])) & ~is_cut
         else:
-            covered = (shared >= COVERED * _areas(self._boxes)) & self._is_cut
-        elsewhere = (self._tiles != tile).any(axis=1)
-        alike = self._classes == self._classes[one]
+            covered = (shared >= COVERED * _areas(boxes)) & is_cut
+        elsewhere = (tiles != tile).any(axis=1)
+        alike = self._classes[among] == self._classes[one]
         return np.asarray((same | (covered & elsewhere)) & alike)
 
 
