@@ -235,7 +235,7 @@ def predict(
     arm: Annotated[
         str | None,
         typer.Option(
-            help="Of the study: real, real_plus_synthetic ... The best on val if not told."
+            help="Of the study: real, real_plus_synthetic ... or a point of a sweep. The best arm on val if not told."
         ),
     ] = None,
     weights: Annotated[

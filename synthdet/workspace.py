@@ -58,7 +58,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise _explain(error, path) from error
+        raise cannot_write(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -115,7 +115,7 @@ def append_records(path: Path, records: Iterable[Record]) -> None:
             handle.flush()
             os.fsync(handle.fileno())
     except OSError as error:
-        raise _explain(error, path) from error
+        raise cannot_write(error, path) from error
 
 
 def read_records(path: Path, kind: type[R]) -> list[R]:
@@ -163,7 +163,8 @@ def hash_json(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _explain(error: OSError, path: Path) -> SynthdetError:
+def cannot_write(error: OSError, path: Path) -> SynthdetError:
+    """What to tell of a file or folder that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return SynthdetError(
             f"the disk is full: {path} was not written; make room and run the same command again, nothing is lost"

@@ -24,9 +24,8 @@ from synthdet.core.formats.coco import to_coco
 from synthdet.core.formats.yolo import to_yolo_lines
 from synthdet.core.records import Box, DetectedBox, Prediction
 from synthdet.core.tiling import fullest_window
-from synthdet.errors import SynthdetError
 from synthdet.stages._photos import large_frames, read_crops
-from synthdet.workspace import write_bytes, write_text
+from synthdet.workspace import cannot_write, write_bytes, write_text
 
 PROMISED: Final = (
     "predictions.jsonl", "rejected.jsonl", "yolo", "coco.json", "counts.csv", "contact_sheet.jpg",
@@ -91,9 +90,7 @@ def _write_yolo(folder: Path, counted: Sequence[Counted], class_names: Sequence[
         shutil.rmtree(folder / "yolo", ignore_errors=True)
         os.rename(build, folder / "yolo")
     except OSError as error:
-        raise SynthdetError(
-            f"{folder / 'yolo'} cannot be written ({error.strerror or error}): make room and run the same command again"
-        ) from error
+        raise cannot_write(error, folder / "yolo") from error
 
 
 def _label_paths(counted: Sequence[Counted]) -> list[str]:

@@ -21,7 +21,7 @@ from synthdet.errors import SynthdetError
 from synthdet.models.protocols import Detector
 from synthdet.progress import Reporter
 from synthdet.stages import _photos
-from synthdet.workspace import append_records, read_records
+from synthdet.workspace import append_records, cannot_write, read_records
 
 BATCH: Final = 8
 """Photos whose boxes are written at once. Part of what is made, so it is no knob."""
@@ -172,9 +172,7 @@ def _write_bmp(path: Path, picture: _photos.Picture) -> None:
             cv2.imencode(".bmp", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
         )
     except OSError as error:
-        raise SynthdetError(
-            f"{path.parent} cannot be written ({error.strerror or error}): make room and run the same command again"
-        ) from error
+        raise cannot_write(error, path) from error
 
 
 def _detect(photos: Sequence[_CutPhoto], ground: Ground, opened: Opened) -> list[Prediction]:
