@@ -417,7 +417,7 @@ $("class").addEventListener("change", (event) => {
 // --- keys ---------------------------------------------------------------------------------------
 
 const KEYS = {
-  a: accept, r: reject, e: acceptEmpty, u: undo, x: deleteBox, Delete: deleteBox, Backspace: deleteBox,
+  a: accept, r: reject, e: acceptEmpty, x: deleteBox, Delete: deleteBox, Backspace: deleteBox,
   j: () => step(1), ArrowRight: () => step(1), ArrowDown: () => step(1),
   k: () => step(-1), ArrowLeft: () => step(-1), ArrowUp: () => step(-1),
   b: () => canvas.classList.toggle("hide-boxes"),
