@@ -333,8 +333,8 @@ def curate(
     config, reporter = workspace.read_config(), Reporter()
     if html and (pull or verdicts or redo):
         raise SynthdetError("--html writes the page: leave out --pull, --verdicts and --redo")
-    if verdicts is not None and (pull or redo):
-        raise SynthdetError("--verdicts brings a file in: leave out --pull and --redo")
+    if redo and (pull or verdicts):
+        raise SynthdetError("--redo loads the run again: leave out --pull and --verdicts")
     with workspace.exclusive():
         if html:
             stage.write_html(workspace, config, reporter)

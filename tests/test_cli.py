@@ -262,14 +262,12 @@ def test_with_your_own_pictures_no_lora_is_trained(opened: Opened, tmp_path: Pat
     assert set(states.values()) == {"done"}
 
 
-def test_verdicts_come_from_one_side_at_a_time(
+def test_curate_loads_or_pulls(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for other in ("--pull", "--redo"):
-        told = refuse(
-            monkeypatch, capsys, "curate", str(opened.run), "--verdicts", "mine.json", other
-        )
-        assert told == "synthdet: --verdicts brings a file in: leave out --pull and --redo"
+    for other in (["--pull"], ["--verdicts", "mine.json"]):
+        told = refuse(monkeypatch, capsys, "curate", str(opened.run), "--redo", *other)
+        assert told == "synthdet: --redo loads the run again: leave out --pull and --verdicts"
 
 
 def test_predict_counts_the_animals_of_a_new_survey(
