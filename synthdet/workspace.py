@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import glob
 import hashlib
 import importlib.metadata
@@ -141,6 +142,22 @@ def read_records(path: Path, kind: type[R]) -> list[R]:
         except ValidationError:
             records.append(_parse_line(line, kind, where=f"{path}, line {number}"))
     return records
+
+
+@contextmanager
+def paused_collector() -> Iterator[None]:
+    """Without Python's search for cycles, which looks at every record again while more are made.
+
+    For reading many: records have no cycles, and the search takes up to half of the time that reading
+    100,000 pictures takes. References are counted all the same.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _parse_line(line: str, kind: type[R], *, where: str) -> R:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import multiprocessing
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from synthdet.workspace import (
     Workspace,
     append_records,
     atomic_path,
+    paused_collector,
     read_json,
     read_records,
     write_json,
@@ -52,6 +54,16 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
         atomic_path(tmp_path / "a"),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_the_collector_rests_and_is_left_as_it_was() -> None:
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError), paused_collector():
+        with paused_collector():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+        raise ZeroDivisionError
+    assert gc.isenabled()
 
 
 def test_the_temporary_name_keeps_the_suffix(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ FiftyOne is imported inside functions: importing it starts a database server.
 
 from __future__ import annotations
 
-import gc
 import getpass
 import json
 import os
@@ -42,7 +41,7 @@ from synthdet.models.machine import find_mongod
 from synthdet.progress import Reporter
 from synthdet.stages.curate_gallery import NAME, write_gallery
 from synthdet.stages.curate_run import curation_path, dataset_name, read_embeddings, read_run
-from synthdet.workspace import Workspace, append_records
+from synthdet.workspace import Workspace, append_records, paused_collector
 
 ADDRESS: Final = "127.0.0.1"
 VERDICT_TAGS: Final = (ACCEPT, REJECT)
@@ -84,7 +83,7 @@ def load(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool
             that were not pulled while the run has changed.
     """
     del config
-    with _collector_paused():
+    with paused_collector():
         return _load(workspace, reporter, redo=redo)
 
 
@@ -108,21 +107,6 @@ def _load(workspace: Workspace, reporter: Reporter, *, redo: bool) -> str:
         tags = _own_tags(dataset)
         fo.delete_dataset(name)
         return _make_dataset(fo, workspace, shown, reporter, own_tags=tags)
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Without Python's search for cycles, which looks at every record again while more are made.
-
-    Half of the time that reading 100,000 pictures takes; references are counted all the same.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def pull(workspace: Workspace, config: Config, reporter: Reporter) -> None:

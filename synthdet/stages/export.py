@@ -22,12 +22,10 @@ train tiles. Val and test are the measure: no verdict takes a picture out of the
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +51,7 @@ from synthdet.workspace import (
     StageFolder,
     Workspace,
     hash_file,
+    paused_collector,
     read_records,
     write_records,
     write_text,
@@ -105,7 +104,7 @@ def run(
         return
     _remove_temporary(folder.path)
     build = folder.path / ".tmp-build"
-    with _paused_collector():
+    with paused_collector():
         given = read_inputs(workspace, config)
         plan, class_names = make_plan(workspace, given, config), given.class_names
         del given
@@ -171,18 +170,6 @@ def _write_pictures(writer: DatasetWriter, plan: Plan, reporter: Reporter) -> No
             if index % _STEP == _STEP - 1:
                 advance(_STEP)
         advance(len(plan.sources) % _STEP)
-
-
-@contextmanager
-def _paused_collector() -> Iterator[None]:
-    """Records have no cycles, and looking for some in 100,000 of them takes a quarter of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _make_copies(
