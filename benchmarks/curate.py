@@ -22,7 +22,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,13 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from PIL import Image
-from report import make_report, say
+from pictures import CLASSES, SIZE_WH, boxes_of, write_pictures
+from report import make_report, say, workplace
 from rich.console import Console
 
 from synthdet.config import Config
 from synthdet.core.formats.yolo import to_yolo_lines
 from synthdet.core.records import (
-    Box,
     Decision,
     DetectedBox,
     Detections,
@@ -53,10 +51,6 @@ TARGETS: dict[str, tuple[str, float]] = {
     "speedup_vs_from_dir": (">=", 20.0),
     "fields_equal": (">=", 1.0),
 }
-SIZE_WH = (96, 64)
-LINKS_A_FILE = 30_000
-"""Names that one source file has; ext4 allows 65,000."""
-CLASSES = ("humpback whale", "seal")
 ROUNDS = 2
 
 
@@ -68,12 +62,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.work is None:
         # A process of its own holds the database server: the folder goes when both have ended.
-        with tempfile.TemporaryDirectory(
-            prefix="synthdet-curate-", ignore_cleanup_errors=True
-        ) as work:
-            sys.exit(
-                subprocess.run([sys.executable, *sys.argv, "--work", work], check=False).returncode
-            )
+        with workplace("curate", None) as work:
+            command = [sys.executable, *sys.argv, "--work", str(work)]
+            sys.exit(subprocess.run(command, check=False).returncode)
     os.environ["FIFTYONE_DATABASE_DIR"] = str(arguments.work / "database")
     result = _measure(arguments.work, 2_000 if arguments.quick else 100_000)
     print(json.dumps(result))
@@ -123,15 +114,6 @@ def _measure(work: Path, number: int) -> dict[str, Any]:
 # --- a run -------------------------------------------------------------------------------------
 
 
-def _boxes(index: int) -> tuple[Box, ...]:
-    """Three boxes that differ from picture to picture."""
-    shift = index % 17
-    return tuple(
-        Box(xyxy=(2.25 + 20 * k + shift, 3.5 + shift, 20.5 + 20 * k + shift, 30.125 + shift), class_id=k % 2)
-        for k in range(3)
-    )  # fmt: skip
-
-
 def _make_run(root: Path, number: int) -> Workspace:
     """A run up to its labels, and ``6-export/yolo`` with every picture and its boxes in train."""
     workspace = Workspace.make(root, Config())
@@ -145,7 +127,7 @@ def _make_run(root: Path, number: int) -> Workspace:
     ids = [Path(_path(index)).stem for index in range(number)]
     chosen, labelled = workspace.stage("filter").path, workspace.stage("label").path
     detected = [
-        tuple(DetectedBox(xyxy=box.xyxy, class_id=box.class_id, confidence=0.9) for box in _boxes(i))
+        tuple(DetectedBox(xyxy=box.xyxy, class_id=box.class_id, confidence=0.9) for box in boxes_of(i))
         for i in range(number)
     ]  # fmt: skip
     write_records(
@@ -188,18 +170,12 @@ def _make_files(workspace: Workspace, number: int) -> None:
         folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 255, (SIZE_WH[1], SIZE_WH[0], 3), dtype=np.uint8)
-    source = root / _path(0)
-    for index in range(number):
-        path = root / _path(index)
-        if index % LINKS_A_FILE == 0:
-            Image.fromarray(picture).save(path)
-            source = path
-        else:
-            os.link(source, path)
-        exported = yolo / "images/train" / path.name
-        os.link(source, exported)
+    paths = [root / _path(index) for index in range(number)]
+    write_pictures(picture, paths)
+    for index, path in enumerate(paths):
+        os.link(path, yolo / "images/train" / path.name)
         label = yolo / "labels/train" / f"{path.stem}.txt"
-        label.write_text(to_yolo_lines(_boxes(index), *SIZE_WH))
+        label.write_text(to_yolo_lines(boxes_of(index), *SIZE_WH))
     names = "".join(f"  {number}: {name}\n" for number, name in enumerate(CLASSES))
     (yolo / "data.yaml").write_text(f"train: images/train\nval: images/train\nnames:\n{names}")
 

@@ -33,13 +33,13 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from PIL import Image
+from pictures import CLASSES, SIZE_WH, boxes_of, write_pictures
 from report import make_report, say, workplace
 from rich.console import Console
 
 from synthdet.config import make_config
 from synthdet.core.formats.yolo import from_yolo_lines
-from synthdet.core.records import Box, Tile
+from synthdet.core.records import Tile
 from synthdet.progress import Reporter
 from synthdet.stages import export
 from synthdet.workspace import Workspace, hash_file, write_json, write_records
@@ -48,10 +48,6 @@ TARGETS: dict[str, tuple[str, float]] = {
     "speedup_vs_fiftyone": (">=", 20.0),
     "peak_rss_mb": ("<=", 1000.0),
 }
-SIZE_WH = (96, 64)
-LINKS_A_FILE = 30_000
-"""Names that one source file has; ext4 allows 65,000."""
-CLASSES = ("humpback whale", "seal")
 
 
 def main() -> None:
@@ -123,15 +119,6 @@ def _measure(work: Path, number: int, theirs: int) -> dict[str, Any]:
 # --- ours --------------------------------------------------------------------------------------
 
 
-def _boxes(index: int) -> tuple[Box, ...]:
-    """Three boxes that differ from picture to picture."""
-    shift = index % 17
-    return tuple(
-        Box(xyxy=(2.25 + 20 * k + shift, 3.5 + shift, 20.5 + 20 * k + shift, 30.125 + shift), class_id=k % 2)
-        for k in range(3)
-    )  # fmt: skip
-
-
 def _make_run(root: Path, number: int) -> None:
     config = make_config({"export": {"voc": False}}, where="the benchmark")
     workspace = Workspace.make(root, config)
@@ -142,27 +129,19 @@ def _make_run(root: Path, number: int) -> None:
     picture = np.full((SIZE_WH[1], SIZE_WH[0], 3), 90, dtype=np.uint8) + rng.integers(
         0, 4, 3, dtype=np.uint8
     )
-    source = ""
-    tiles = []
-    for index in range(number):
-        path = f"{place}/tile-{index:06d}.png"
-        if index % LINKS_A_FILE == 0:
-            Image.fromarray(picture).save(path)
-            source = path
-        else:
-            os.link(source, path)
-        tiles.append(
-            Tile(
-                tile_id=f"tile-{index:06d}", image_id=f"photo-{index // 4:05d}", group=f"g{index // 400}",
-                split="train", path=f"1-prepare/tiles/train/tile-{index:06d}.png", sha256="",
-                xyxy=(0, 0, *SIZE_WH), scale=1.0, width=SIZE_WH[0], height=SIZE_WH[1],
-                boxes=_boxes(index), caption="aerial photo of a whale",
-            )
-        )  # fmt: skip
-    sha256 = hash_file(Path(source))
-    write_records(
-        folder.path / "tiles.jsonl", (tile.model_copy(update={"sha256": sha256}) for tile in tiles)
-    )
+    paths = [place / f"tile-{index:06d}.png" for index in range(number)]
+    write_pictures(picture, paths)
+    sha256 = hash_file(paths[0])
+    tiles = (
+        Tile(
+            tile_id=path.stem, image_id=f"photo-{index // 4:05d}", group=f"g{index // 400}",
+            split="train", path=workspace.relative(path), sha256=sha256,
+            xyxy=(0, 0, *SIZE_WH), scale=1.0, width=SIZE_WH[0], height=SIZE_WH[1],
+            boxes=boxes_of(index), caption="aerial photo of a whale",
+        )
+        for index, path in enumerate(paths)
+    )  # fmt: skip
+    write_records(folder.path / "tiles.jsonl", tiles)
     write_json(folder.path / "dataset.json", {"classes": list(CLASSES)})
     for name, outputs in (("prepare", ["tiles.jsonl"]), ("generate", []), ("filter", []), ("label", [])):  # fmt: skip
         stage = workspace.stage(name)
@@ -267,7 +246,7 @@ def _serve_fiftyone(work: Path, number: int) -> None:
                 label=CLASSES[box.class_id],
                 bounding_box=[x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height],
             )
-            for box in _boxes(index)
+            for box in boxes_of(index)
             for x1, y1, x2, y2 in [box.xyxy]
         ]
         path = work / "run-1" / "1-prepare" / "tiles" / "train" / f"tile-{index:06d}.png"
