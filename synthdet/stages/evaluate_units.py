@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from synthdet.config import Arm, Config
+from synthdet.core.formats.yolo import to_data_yaml
 from synthdet.core.records import Detections, ManifestEntry, Source, Split, Tile
 from synthdet.errors import SynthdetError
 from synthdet.models.detector import has_weights
@@ -265,12 +264,8 @@ def _write_lists(folder: StageFolder, study: Study, unit: Unit) -> Path:
             for entry in entries
         ]
         write_text(place / f"{name}.txt", "".join(f"{line}\n" for line in lines))
-    fields = {
-        "train": "train.txt",
-        "val": "val.txt",
-        "names": dict(enumerate(study.class_names)),
-    }
-    write_text(place / "data.yaml", yaml.safe_dump(fields, sort_keys=False, allow_unicode=True))
+    lists = {"train": "train.txt", "val": "val.txt"}
+    write_text(place / "data.yaml", to_data_yaml(lists, study.class_names))
     return place / "data.yaml"
 
 

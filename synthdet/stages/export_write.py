@@ -12,12 +12,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
-
-import yaml
+from typing import IO, Self
 
 from synthdet.core.formats.voc import to_voc
-from synthdet.core.formats.yolo import to_yolo_lines
+from synthdet.core.formats.yolo import to_data_yaml, to_yolo_lines
 from synthdet.core.metadata import mark_synthetic, strip_metadata
 from synthdet.core.records import SPLITS, Box, ManifestEntry, Split
 from synthdet.errors import SynthdetError
@@ -144,9 +142,8 @@ class DatasetWriter:
         try:
             self._files.flush()
             self._manifest.close()
-            data: dict[str, Any] = {split: f"images/{split}" for split in SPLITS}
-            data |= {"nc": len(self._class_names), "names": dict(enumerate(self._class_names))}
-            text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+            fields: dict[str, str | int] = {split: f"images/{split}" for split in SPLITS}
+            text = to_data_yaml(fields | {"nc": len(self._class_names)}, self._class_names)
             (self._folder / "yolo" / "data.yaml").write_text(text, encoding="utf-8")
             for split, coco in self._coco.items():
                 coco.write(self._folder / f"coco/annotations/instances_{split}.json", split)

@@ -29,10 +29,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from synthdet.config import Config
-from synthdet.core.formats.yolo import to_yolo_lines
+from synthdet.core.formats.yolo import to_data_yaml, to_yolo_lines
 from synthdet.core.fusion import NUM_VIEWS, fuse_boxes, split_by_source, view_source
 from synthdet.core.labelling import (
     MIN_CONFIDENCE,
@@ -256,12 +254,8 @@ def _write_real_dataset(folder: StageFolder, given: _Labelled) -> Path:
             root / "labels" / tile.split / f"{source.stem}.txt",
             to_yolo_lines(tile.boxes, tile.width, tile.height),
         )
-    fields = {
-        "train": "images/train",
-        "val": "images/val",
-        "names": dict(enumerate(given.class_names)),
-    }
-    write_text(root / "data.yaml", yaml.safe_dump(fields, sort_keys=False, allow_unicode=True))
+    places = {"train": "images/train", "val": "images/val"}
+    write_text(root / "data.yaml", to_data_yaml(places, given.class_names))
     return root / "data.yaml"
 
 

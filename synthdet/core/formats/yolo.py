@@ -8,8 +8,10 @@ boxes become the upright box around them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from synthdet.core.formats.annotated import to_name
 from synthdet.core.records import Box
@@ -86,6 +88,24 @@ def from_yolo_lines(text: str, width: float, height: float) -> tuple[list[Box], 
         edges = (x1 * width, y1 * height, x2 * width, y2 * height)
         boxes.append(Box(xyxy=edges, class_id=class_id))
     return boxes, problems
+
+
+def to_data_yaml(fields: Mapping[str, str | int], class_names: Sequence[str]) -> str:
+    r"""A dataset's ``data.yaml``.
+
+    There is no ``path`` in it: Ultralytics reads a relative one against the current folder, and without
+    it all others against the file's own, so that the dataset can be moved.
+
+    Args:
+        fields: What stands before the names: each split with its folder or list of pictures, relative.
+        class_names: By class id.
+
+    Examples:
+        >>> to_data_yaml({"train": "images/train", "val": "images/val"}, ["seal", "pup"])
+        'train: images/train\nval: images/val\nnames:\n  0: seal\n  1: pup\n'
+    """
+    content = {**fields, "names": dict(enumerate(class_names))}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def names_from_yaml(fields: Any) -> dict[int, str] | None:
