@@ -507,3 +507,22 @@ def map_classes(
             "say which is which with label.class_map"
         )
     return mapped
+
+
+def to_classes(boxes: Sequence[DetectedBox], to_run: Mapping[int, int]) -> tuple[DetectedBox, ...]:
+    """Boxes of the classes that the run has too, by the run's ids.
+
+    Args:
+        boxes: A detector's, by its own ids.
+        to_run: As `map_classes` gives it.
+
+    Examples:
+        >>> seal, boat = (DetectedBox(xyxy=(0, 0, 9, 9), class_id=n, confidence=0.5) for n in (1, 0))
+        >>> [box.class_id for box in to_classes([boat, seal], {1: 0})]
+        [0]
+    """
+    return tuple(
+        box.model_copy(update={"class_id": to_run[box.class_id]})
+        for box in boxes
+        if box.class_id in to_run
+    )

@@ -25,7 +25,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +39,9 @@ from synthdet.core.labelling import (
     calibrate_confidence,
     decide_label,
     drop_twice_drawn,
-    map_classes,
     measure_accepted,
     size_prior,
+    to_classes,
 )
 from synthdet.core.records import (
     Decision,
@@ -57,12 +56,11 @@ from synthdet.errors import SynthdetError
 from synthdet.models.detector import has_weights
 from synthdet.models.protocols import Detector, DetectorTrainer
 from synthdet.progress import Reporter
+from synthdet.stages._detector import Opened, hash_weights, open_once
 from synthdet.workspace import (
     StageFolder,
     Workspace,
     append_records,
-    hash_file,
-    hash_json,
     read_json,
     read_records,
     write_json,
@@ -123,7 +121,8 @@ def run(
         weights = Path(config.label.weights).expanduser()
     elif given.images and not has_weights(weights):
         _train(folder, given, config, reporter, open_trainer)
-    opened = cache(lambda: _open(weights, given.class_names, config, open_detector))
+    class_map = config.label.class_map if config.label.weights is not None else None
+    opened = open_once(weights, given.class_names, class_map, open_detector)
     val = [(tile.tile_id, workspace.root / tile.path) for tile in given.val]
     pictures = [(image.image_id, workspace.root / image.path) for image in given.images]
     val_path, path = folder.path / "val_detections.jsonl", folder.path / "detections.jsonl"
@@ -159,8 +158,7 @@ def _inputs(workspace: Workspace, config: Config) -> dict[str, str]:
         weights = Path(config.label.weights).expanduser()
         if not weights.exists():
             raise SynthdetError(f"label.weights: there is no {weights}")
-        files = sorted(weights.iterdir()) if weights.is_dir() else [weights]
-        inputs["label.weights"] = hash_json([hash_file(path) for path in files if path.is_file()])
+        inputs["label.weights"] = hash_weights(weights)
     return inputs
 
 
@@ -259,23 +257,11 @@ def _write_real_dataset(folder: StageFolder, given: _Labelled) -> Path:
     return root / "data.yaml"
 
 
-def _open(
-    weights: Path,
-    class_names: Sequence[str],
-    config: Config,
-    open_detector: Callable[[Path], Detector],
-) -> tuple[Detector, dict[int, int]]:
-    """The detector, and its class ids in the run's."""
-    detector = open_detector(weights)
-    class_map = config.label.class_map if config.label.weights is not None else None
-    return detector, map_classes(detector.names, class_names, class_map)
-
-
 def _detect(
     path: Path,
     pictures: Sequence[tuple[str, Path]],
     made_by: str,
-    opened: Callable[[], tuple[Detector, dict[int, int]]],
+    opened: Opened,
     reporter: Reporter,
     *,
     views: bool,
@@ -303,11 +289,7 @@ def _detect(
             made = [
                 Detections(
                     image_id=image_id,
-                    boxes=tuple(
-                        box.model_copy(update={"class_id": to_run[box.class_id]})
-                        for box in drawn or ()
-                        if box.class_id in to_run
-                    ),
+                    boxes=to_classes(drawn or (), to_run),
                     fault=FAILED if drawn is None else None,
                 )
                 for (image_id, _file), drawn in zip(batch, boxes, strict=True)

@@ -25,7 +25,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,13 +32,13 @@ import numpy as np
 
 from synthdet.config import Config
 from synthdet.core.counts import CountModel, Expected, expect_animals, fit_count_model
-from synthdet.core.labelling import map_classes
 from synthdet.core.records import ManifestEntry, Photo, Prediction, Rejected, Split, Tile
 from synthdet.core.tiling import plan_overlap
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import Detector
 from synthdet.progress import Reporter, many
 from synthdet.stages import _photos
+from synthdet.stages._detector import Opened, open_once
 from synthdet.stages.predict_detector import (
     Chosen,
     Drawn,
@@ -51,7 +50,7 @@ from synthdet.stages.predict_detector import (
     try_on_tiles,
 )
 from synthdet.stages.predict_files import PROMISED, Counted, write_files
-from synthdet.stages.predict_look import Ground, Opened, file_size, look_at_photos
+from synthdet.stages.predict_look import Ground, file_size, look_at_photos
 from synthdet.workspace import (
     StageFolder,
     Workspace,
@@ -155,7 +154,8 @@ def run(
     for leftover in folder.path.glob(".tmp-*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
-    opened = cache(lambda: _open(chosen, known, config, open_detector))
+    class_map = config.label.class_map if chosen.found is None else None
+    opened = open_once(chosen.weights, known.class_names, class_map, open_detector)
     found = look_at_photos(
         folder.path / "predictions.jsonl", listing.root, listing.photos, ground, opened, reporter,
         doing="looking at photos",
@@ -247,15 +247,6 @@ def _open_folder(workspace: Workspace, photos_dir: Path, output: Path | None) ->
     if holds_others:
         raise SynthdetError(f"{path} holds something else: name a new folder with --output")
     return folder
-
-
-def _open(
-    chosen: Chosen, known: _Known, config: Config, open_detector: Callable[[Path], Detector]
-) -> tuple[Detector, Mapping[int, int]]:
-    """The detector, and its class ids in the run's."""
-    detector = open_detector(chosen.weights)
-    class_map = config.label.class_map if chosen.found is None else None
-    return detector, map_classes(detector.names, known.class_names, class_map)
 
 
 def _reject(

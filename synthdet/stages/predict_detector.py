@@ -12,7 +12,7 @@ import numpy as np
 from synthdet.config import Arm, Config
 from synthdet.core.comparison import average_precision, best_operating_point, match_detections
 from synthdet.core.counts import CountedPicture, compare_count
-from synthdet.core.labelling import FALLBACK_CONFIDENCE, MIN_CONFIDENCE
+from synthdet.core.labelling import FALLBACK_CONFIDENCE, MIN_CONFIDENCE, to_classes
 from synthdet.core.records import (
     Box,
     DetectedBox,
@@ -20,16 +20,20 @@ from synthdet.core.records import (
     ManifestEntry,
     Photo,
     Prediction,
+    Split,
     Tile,
 )
 from synthdet.core.tiling import Look, merge_looks
 from synthdet.errors import SynthdetError
 from synthdet.models.detector import has_weights
-from synthdet.stages.predict_look import Opened, to_classes
-from synthdet.workspace import Workspace, hash_file, hash_json, read_records, write_records
+from synthdet.stages._detector import Opened, hash_weights
+from synthdet.stages.evaluate_units import predictions_path, weights_dir
+from synthdet.workspace import StageFolder, Workspace, read_records, write_records
 
 _BORDER: Final = 0.0
 """Nothing is cut at the edges of a val or test tile: `prepare` sees to that."""
+_TRIED: Final[tuple[Split, ...]] = ("val", "test")
+"""What every detector of the study was tried on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +49,11 @@ class Chosen:
 
     name: str
     weights: Path
-    found: Mapping[str, list[Detections]] | None
+    found: Mapping[Split, list[Detections]] | None
 
     def fingerprint(self) -> str:
         """Of its files."""
-        files = sorted(self.weights.iterdir()) if self.weights.is_dir() else [self.weights]
-        return hash_json([hash_file(path) for path in files if path.is_file()])
+        return hash_weights(self.weights)
 
 
 def choose(
@@ -86,12 +89,12 @@ def choose(
         if not weights.exists():
             raise SynthdetError(f"--weights: there is no {weights}")
         return Chosen(str(weights.absolute()), weights, None)
-    folder = workspace.stage("evaluate").path
+    folder = workspace.stage("evaluate")
     units = _find_units(folder)
     arms = list(dict.fromkeys(name for name, _seed in units))
     if not units:
         raise SynthdetError(
-            f"{folder / 'weights'} holds no detector: name one with --weights, or run "
+            f"{folder.path / 'weights'} holds no detector: name one with --weights, or run "
             f"`synthdet evaluate {workspace.root} --redo` on photos with animals in test"
         )
     if arm is not None and arm not in arms:
@@ -101,30 +104,26 @@ def choose(
     ranked = []
     for name, seed in units:
         if name in candidates:
-            val = read_records(_predictions(folder, name, seed, "val"), Detections)
+            val = read_records(predictions_path(folder, name, seed, "val"), Detections)
             ranked.append((-_fitness(tiles, val, num_classes), order.index(name), seed))
     _best, place, seed = min(ranked)
     name = order[place]
     found = {
-        split: read_records(_predictions(folder, name, seed, split), Detections)
-        for split in ("val", "test")
+        split: read_records(predictions_path(folder, name, seed, split), Detections)
+        for split in _TRIED
     }
-    return Chosen(f"{name}, seed {seed}", folder / "weights" / name / f"seed-{seed}", found)
+    return Chosen(f"{name}, seed {seed}", weights_dir(folder, name, seed), found)
 
 
-def _find_units(folder: Path) -> list[tuple[str, int]]:
+def _find_units(folder: StageFolder) -> list[tuple[str, int]]:
     """Every arm, and point of a sweep, with every seed that is whole."""
     units = []
-    for path in sorted((folder / "weights").glob("*/seed-*")):
+    for path in sorted((folder.path / "weights").glob("*/seed-*")):
         arm, seed = path.parent.name, path.name.removeprefix("seed-")
         if seed.isascii() and seed.isdecimal() and has_weights(path):
-            tried = [_predictions(folder, arm, int(seed), split) for split in ("val", "test")]
+            tried = [predictions_path(folder, arm, int(seed), split) for split in _TRIED]
             units += [(arm, int(seed))] if all(one.is_file() for one in tried) else []
     return sorted(units)
-
-
-def _predictions(folder: Path, arm: str, seed: int, split: str) -> Path:
-    return folder / "predictions" / f"{arm}-{seed}{'' if split == 'test' else f'-{split}'}.jsonl"
 
 
 def _fitness(tiles: Sequence[Tile], found: Sequence[Detections], num_classes: int) -> float:
@@ -175,7 +174,7 @@ def _draw_on_tiles(
     detector, to_run = opened()
     found = detector.detect(paths, min_confidence=MIN_CONFIDENCE)
     return [
-        Detections(image_id=tile.tile_id, boxes=tuple(to_classes(boxes, to_run)))
+        Detections(image_id=tile.tile_id, boxes=to_classes(boxes, to_run))
         for tile, boxes in zip(tiles, found, strict=True)
     ]
 

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import cv2
 
-from synthdet.core.labelling import BORDER, MIN_CONFIDENCE
+from synthdet.core.labelling import BORDER, MIN_CONFIDENCE, to_classes
 from synthdet.core.records import DetectedBox, Prediction
 from synthdet.core.tiling import Look, Tile, merge_looks, plan_tiles, to_photo
 from synthdet.errors import SynthdetError
-from synthdet.models.protocols import Detector
 from synthdet.progress import Reporter
 from synthdet.stages import _photos
+from synthdet.stages._detector import Opened
 from synthdet.workspace import append_records, cannot_write, read_records
 
 BATCH: Final = 8
@@ -28,9 +28,6 @@ BATCH: Final = 8
 _READERS: Final = 2
 """Threads that decode photos and cut tiles; each adds two photos whose tiles wait on the disk."""
 _SCRATCH: Final = ".tmp-tiles-"
-
-Opened = Callable[[], tuple[Detector, Mapping[int, int]]]
-"""Gives the detector, and its class ids in the run's; opened with the first call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +179,7 @@ def _detect(photos: Sequence[_CutPhoto], ground: Ground, opened: Opened) -> list
     if files:
         detector, to_run = opened()
         raw = detector.detect(files, min_confidence=MIN_CONFIDENCE)
-        drawn = [tuple(to_classes(boxes, to_run)) for boxes in raw]
+        drawn = [to_classes(boxes, to_run) for boxes in raw]
     for file in files:
         file.unlink()
     predictions = []
@@ -204,12 +201,3 @@ def _detect(photos: Sequence[_CutPhoto], ground: Ground, opened: Opened) -> list
             )
         )
     return predictions
-
-
-def to_classes(boxes: Sequence[DetectedBox], to_run: Mapping[int, int]) -> list[DetectedBox]:
-    """Boxes of the classes that the run has too, by the run's ids."""
-    return [
-        box.model_copy(update={"class_id": to_run[box.class_id]})
-        for box in boxes
-        if box.class_id in to_run
-    ]
