@@ -269,21 +269,26 @@ def status(
     run: RunArgument,
     verify: Annotated[bool, typer.Option("--verify", help="Read every file again.")] = False,
 ) -> None:
-    """A table of the stages: how they stand, counts, times."""
+    """How the stages stand, with counts and times, and what was found in new surveys."""
     from synthdet import pipeline
 
     workspace = _open(run, None)
     table = Table("stage", "state", "counts", "time", box=None, pad_edge=False)
-    colours = {"done": "green", "stale": "yellow", "begun": "yellow"}
     for row in pipeline.stage_statuses(workspace):
-        colour = colours.get(row.state, "dim")
         table.add_row(
             row.name,
-            f"[{colour}]{row.state}[/]",
+            _colour(row.state),
             _say_counts(row.counts) + (f" [yellow]({row.why})[/]" if row.why else ""),
-            f"{row.seconds:.0f} s" if row.seconds else "",
+            _say_seconds(row.seconds),
         )
     Console().print(table)
+    if surveys := pipeline.survey_statuses(workspace):
+        table = Table("survey", "state", "found", "time", box=None, pad_edge=False)
+        for one in surveys:
+            table.add_row(
+                escape(one.name), _colour(one.state), escape(one.found), _say_seconds(one.seconds)
+            )
+        Console().print("", table, sep="\n")
     if lost := pipeline.where_lost(workspace):
         print(lost)
     if verify:
@@ -295,6 +300,15 @@ def status(
                 f"{len(problems)} files of {run} are not as recorded: run the stages named above again"
             )
         print("every file is as recorded")
+
+
+def _colour(state: str) -> str:
+    colour = {"done": "green", "stale": "yellow", "begun": "yellow"}.get(state, "dim")
+    return f"[{colour}]{state}[/]"
+
+
+def _say_seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds else ""
 
 
 def _say_counts(counts: dict[str, Any]) -> str:

@@ -395,6 +395,34 @@ def _changes(lock: dict[str, Any], section: Any, outputs: dict[str, str]) -> Ite
             yield f"{stage} changed"
 
 
+@dataclass(frozen=True, slots=True)
+class SurveyStatus:
+    """How a survey stands. ``state`` is done or begun; ``found`` is empty until it is done."""
+
+    name: str
+    state: str
+    found: str
+    seconds: float
+
+
+def survey_statuses(workspace: Workspace) -> list[SurveyStatus]:
+    """What `predict` found in the surveys of ``8-predict/``, in the words it closed with, by name."""
+    surveys = workspace.surveys()
+    if not surveys:
+        return []
+    from synthdet.stages.predict import closing_line
+
+    statuses = []
+    for survey in surveys:
+        lock = survey.lock() or {}
+        done = bool(lock["finished"])
+        found = closing_line(lock["counts"]) if done else ""
+        statuses.append(
+            SurveyStatus(survey.path.name, "done" if done else "begun", found, lock["seconds"])
+        )
+    return statuses
+
+
 def check_run(workspace: Workspace) -> list[Check]:
     """What the run's fine-tuning will take on this machine: memory, time and disk, worked out."""
     from synthdet.models import forecast

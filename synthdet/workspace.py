@@ -32,6 +32,8 @@ from synthdet.errors import SynthdetError
 STAGES = ("prepare", "finetune", "generate", "filter", "label", "export", "evaluate")
 CONFIG_NAME = "synthdet.yaml"
 LOCK_NAME = "stage.json"
+PREDICT_NAME = "8-predict"
+"""Holds a folder for every survey, each with a lock of its own."""
 HASHES_NAME = ".photo-hashes.json"
 """Beside the lock: what is known of the users' files, so that only changed ones are read again."""
 _VERSIONED = ("torch", "diffusers", "transformers", "peft", "ultralytics-opencv-headless", "numpy")
@@ -250,6 +252,16 @@ class Workspace:
     def stage(self, name: str) -> StageFolder:
         """The folder of a stage, like ``3-generate``."""
         return StageFolder(self, name)
+
+    def surveys(self) -> list[StageFolder]:
+        """The surveys in ``8-predict/``, by name; not those that were set aside."""
+        command = f"synthdet predict {self.root} FOLDER"
+        found = [
+            StageFolder(self, "predict", path=lock_path.parent, command=command)
+            for lock_path in sorted((self.root / PREDICT_NAME).glob(f"*/{LOCK_NAME}"))
+        ]
+        aside = {path for one in found for path in one.set_aside()}
+        return [one for one in found if one.path not in aside]
 
     def relative(self, path: Path) -> str:
         """A path inside the run as records hold it: relative to the run, with slashes."""

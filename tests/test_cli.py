@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from synthdet import pipeline
 from synthdet.cli import app, main
 from synthdet.core.records import DetectedBox, ManifestEntry, SyntheticImage, Tile
-from synthdet.workspace import STAGES, Workspace, read_json, read_records, write_text
+from synthdet.workspace import STAGES, Workspace, read_json, read_records, write_json, write_text
 from tests.builders import make_photos, make_yolo_survey, write_photo
 from tests.fakes import (
     FakeDetector,
@@ -296,6 +296,28 @@ def test_predict_counts_the_animals_of_a_new_survey(
 
 
 # --- looking -----------------------------------------------------------------------------------
+
+
+def test_status_lists_the_surveys_that_were_counted(opened: Opened, tmp_path: Path) -> None:
+    run = str(opened.run)
+    call("run", run)
+    assert "survey" not in call("status", run).output
+    for name, number in (("bay [north]", 3), ("reef", 1)):
+        for photo in make_photos(num_photos=number, seed=5):
+            write_photo(tmp_path / name / f"{photo.stem}.jpg", photo.picture)
+        assert call("predict", run, str(tmp_path / name)).exit_code == 0
+    told = call("predict", run, str(tmp_path / "reef"), "--redo").output
+    (closing,) = (" ".join(line.split()) for line in told.splitlines() if "expected" in line)
+    told = " ".join(call("status", run).output.split())
+    assert "survey state found time bay [north] done 3 photos · 0 animals found, 0 to " in told
+    assert f"reef done {closing.removeprefix('predict ')}" in told
+    assert "expected (95 %, by " in told
+    assert "old-1" not in told, "what was set aside is no survey"
+
+    lock = read_json(opened.run / "8-predict" / "reef" / "stage.json")
+    del lock["counts"]
+    write_json(opened.run / "8-predict" / "reef" / "stage.json", lock | {"finished": False})
+    assert "reef begun" in " ".join(call("status", run).output.split())
 
 
 def test_status_verify_names_what_was_changed_or_lost(

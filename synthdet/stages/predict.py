@@ -52,6 +52,7 @@ from synthdet.stages.predict_detector import (
 from synthdet.stages.predict_files import PROMISED, Counted, write_files
 from synthdet.stages.predict_look import Ground, file_size, look_at_photos
 from synthdet.workspace import (
+    PREDICT_NAME,
     StageFolder,
     Workspace,
     hash_json,
@@ -63,6 +64,8 @@ from synthdet.workspace import (
 
 _SEED: Final = 0
 """Of the draws behind an interval: the same counts give the same one."""
+_TRIED_NAME: Final = ".tried"
+"""Beside the surveys: what detectors drew on the run's own photos."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ def run(
         note=lambda text: reporter.note("predict", text),
     )
     if done and all((folder.path / name).exists() for name in PROMISED):
-        reporter.close("predict", _closing_line((folder.lock() or {})["counts"]))
+        reporter.close("predict", closing_line((folder.lock() or {})["counts"]))
         return
     for leftover in folder.path.glob(".tmp-*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
@@ -171,7 +174,7 @@ def run(
         counts=counts,
         runtime={},
     )
-    reporter.close("predict", _closing_line(counts))
+    reporter.close("predict", closing_line(counts))
     reporter.close("", str(folder.path / "counts.csv"))
 
 
@@ -228,11 +231,16 @@ def _fingerprint(part: _Known | _photos.Listing) -> str:
 def _open_folder(workspace: Workspace, photos_dir: Path, output: Path | None) -> StageFolder:
     """The folder of results, once it is sure that nothing of somebody else's is in it."""
     name = photos_dir.resolve().name or "survey"
-    path = workspace.root / "8-predict" / name if output is None else output.expanduser()
+    path = workspace.root / PREDICT_NAME / name if output is None else output.expanduser()
     real, photos = path.resolve(), photos_dir.resolve()
     if real.is_relative_to(photos) or photos.is_relative_to(real):
         raise SynthdetError(
             f"{path} and the photos in {photos_dir} lie in each other: name another folder with --output"
+        )
+    surveys = (workspace.root / PREDICT_NAME).resolve()
+    if real == surveys or real.is_relative_to(surveys / _TRIED_NAME):
+        raise SynthdetError(
+            f"{path} is where predict keeps its own things: name another folder with --output"
         )
     command = f"synthdet predict {workspace.root} {photos_dir}"
     folder = StageFolder(workspace, "predict", path=path, command=command)
@@ -283,7 +291,9 @@ def _measure(
     """
     ground = known.ground()
     parts = [chosen.fingerprint(), chosen.name, known.image_size, ground.side, ground.overlap]
-    folder = workspace.root / "8-predict" / ".tried" / hash_json([*parts, _fingerprint(known)])[:16]
+    folder = (
+        workspace.root / PREDICT_NAME / _TRIED_NAME / hash_json([*parts, _fingerprint(known)])[:16]
+    )
 
     def look(split: Split, root: Path, photos: Mapping[str, Photo | ManifestEntry]) -> list[Drawn]:
         if not any(one.boxes for one in photos.values()):
@@ -358,7 +368,12 @@ def _counts(
     }
 
 
-def _closing_line(counts: Mapping[str, Any]) -> str:
+def closing_line(counts: Mapping[str, Any]) -> str:
+    """What was found in a survey, in words.
+
+    Args:
+        counts: Of its ``stage.json``.
+    """
     line = f"{many(counts['photos'], 'photo')} · {many(counts['animals'], 'animal')} found"
     rejected = f" · {counts['rejected']:,} rejected" if counts["rejected"] else ""
     by = f"from confidence {counts['confidence']:.2f}, {counts['detector']}"

@@ -522,6 +522,33 @@ def test_what_is_refused(workspace: Workspace, survey: Path, tmp_path: Path) -> 
         run(workspace, survey, opened=no_model)
 
 
+def test_a_survey_does_not_take_the_place_of_what_was_tried(
+    workspace: Workspace, survey: Path, tmp_path: Path
+) -> None:
+    hidden = shutil.copytree(survey, tmp_path / "elsewhere" / ".tried")
+    own = workspace.root / "8-predict"
+
+    def refuse() -> None:
+        for photos, asked in (
+            (hidden, {}),
+            (survey, {"output": own / ".tried" / "survey"}),
+            (survey, {"output": own}),
+        ):
+            with pytest.raises(
+                SynthdetError, match="keeps its own things: name another .*--output"
+            ):
+                run(workspace, photos, opened=no_model, redo=True, **asked)
+
+    refuse()
+    assert not own.exists()
+    run(workspace, survey)
+    before = file_bytes(own)
+    refuse()
+    assert file_bytes(own) == before
+    run(workspace, hidden, output=own / "hidden")
+    assert (own / "hidden" / "counts.csv").exists()
+
+
 def test_two_photos_of_one_stem_keep_their_labels_apart(
     workspace: Workspace, tmp_path: Path
 ) -> None:
