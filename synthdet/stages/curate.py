@@ -62,6 +62,8 @@ PLUGINS_DIR: Final = Path(__file__).with_name("fiftyone_plugins")
 BRAIN_KEY: Final = "clip"
 """Of the embeddings plot, in the App's panel."""
 _FEWEST_POINTS: Final = 3
+_LONGEST_NAME: Final = 100
+"""Of a saved view, in characters: it is read in a list, and FiftyOne refuses names beyond 1,551."""
 
 # --- entries -----------------------------------------------------------------------------------
 
@@ -373,15 +375,32 @@ def _save_views(fo: ModuleType, dataset: Any) -> None:
         "kept": (kept.sort_by("similarity"), "Kept by the filter, least similar first"),
         "dropped": (dropped, "Dropped by the filter, least similar first"),
     }
-    for reason in sorted(dropped.distinct("reason")):
-        views[f"dropped: {reason}"] = (
-            dropped.match(field("reason") == reason),
-            f"Dropped by the filter: {reason}; least similar first",
+    for reasons in _group_reasons(fo, dropped.distinct("reason")):
+        views[_name_view(reasons[0])] = (
+            dropped.match(field("reason").is_in(reasons)),
+            f"Dropped by the filter: {' or '.join(reasons)}; least similar first",
         )
     for name, (view, description) in views.items():
         dataset.save_view(
             name, view, description=description, color=_VIEW_COLOURS.get(name, "#d62728")
         )
+
+
+def _group_reasons(fo: ModuleType, reasons: Iterable[str]) -> list[list[str]]:
+    """Reasons with a view of their own; those whose names come to the same in the App's address share one.
+
+    One of which nothing would be left in the address has none: its pictures are in the view *dropped*.
+    """
+    to_slug = fo.core.utils.to_slug
+    by_slug: dict[str, list[str]] = {}
+    for reason in sorted(reasons):
+        by_slug.setdefault(to_slug(_name_view(reason)), []).append(reason)
+    by_slug.pop(to_slug(_name_view("")), None)
+    return list(by_slug.values())
+
+
+def _name_view(reason: str) -> str:
+    return f"dropped: {reason}"[:_LONGEST_NAME]
 
 
 def _plot_embeddings(workspace: Workspace, shown: ShownRun, dataset: Any) -> None:

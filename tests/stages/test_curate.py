@@ -282,6 +282,33 @@ class TestLoad:
             "synthetic",
         }
 
+    def test_reasons_that_come_to_one_address_share_a_view(
+        self, workspace: Workspace, load: Load
+    ) -> None:
+        path = workspace.stage("filter").path / "decisions.jsonl"
+        reasons = ["far from real", "Far-from real!", "海", "a" * 2000, "a" * 1999 + "b"]
+        decisions = read_records(path, Decision)
+        write_records(
+            path,
+            [
+                one.model_copy(update={"kept": False, "reason": reason})
+                for one, reason in zip(decisions, reasons, strict=True)
+            ],
+        )
+        dataset = load()
+        shown = {
+            name: set(dataset.load_saved_view(name).values("image_id"))
+            for name in dataset.list_saved_views()
+            if name.startswith("dropped")
+        }
+        assert shown == {
+            "dropped": {one.image_id for one in decisions},
+            "dropped: Far-from real!": {"syn-000000", "syn-000001"},
+            "dropped: " + "a" * 91: {"syn-000003", "syn-000004"},
+        }
+        told = dataset.get_saved_view_info("dropped: Far-from real!")["description"]
+        assert told == "Dropped by the filter: Far-from real! or far from real; least similar first"
+
     def test_the_filters_embeddings_are_plotted(self, workspace: Workspace, load: Load) -> None:
         folder = workspace.stage("filter")
         folder.claim(settings={"model": "tiny"}, inputs={})
