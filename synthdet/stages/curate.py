@@ -15,6 +15,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import shlex
 import socket
 import tempfile
 import time
@@ -59,6 +60,8 @@ _VIEW_COLOURS: Final = {
 }
 PLUGINS_DIR: Final = Path(__file__).with_name("fiftyone_plugins")
 """Operators for the App: accept, reject, next to review."""
+_PLUGIN: Final = "@synthdet/curate"
+_PLUGINS_VARIABLE: Final = "FIFTYONE_PLUGINS_DIR"
 BRAIN_KEY: Final = "clip"
 """Of the embeddings plot, in the App's panel."""
 _FEWEST_POINTS: Final = 3
@@ -234,10 +237,11 @@ def serve(
     """
     _refuse_busy_port(port)
     # Read by the App's server, a child of this process: nothing is written to the user's own plugins.
-    os.environ.setdefault("FIFTYONE_PLUGINS_DIR", str(PLUGINS_DIR))
+    os.environ[_PLUGINS_VARIABLE] = os.environ.get(_PLUGINS_VARIABLE) or str(PLUGINS_DIR)
     with workspace.exclusive():
         name = load(workspace, config, reporter)
     with _fiftyone() as fo:
+        _say_if_without_operators(reporter)
         session = fo.launch_app(fo.load_dataset(name), remote=True, address=ADDRESS, port=port)
         reporter.close(
             "app",
@@ -509,6 +513,22 @@ def _fiftyone() -> Iterator[ModuleType]:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _say_if_without_operators(reporter: Reporter) -> None:
+    """The App reads plugins from one folder: one that the user has named holds ours only if they put it there."""
+    import fiftyone.plugins as fop
+
+    theirs = os.environ[_PLUGINS_VARIABLE]
+    if Path(theirs) == PLUGINS_DIR or any(one.name == _PLUGIN for one in fop.list_plugins()):
+        return
+    ours = shlex.quote(str(PLUGINS_DIR / "curate"))
+    place = shlex.quote(str(Path(theirs) / "synthdet-curate"))
+    reporter.note(
+        "app",
+        f"accept, reject and next to review are not in the App, as {_PLUGINS_VARIABLE} is {theirs}: unset it, "
+        f"or put them there with `ln -s {ours} {place}`; tags work all the same",
+    )
 
 
 def _refuse_busy_port(port: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -39,6 +40,7 @@ from synthdet.stages.filter_cache import Embedded, EmbeddingCache
 from synthdet.workspace import Workspace, hash_file, read_records, write_json, write_records
 from tests import handmade
 from tests.browser import Page, browse
+from tests.builders import quiet_reporter, said
 from tests.labelled import WHALE, make_labelled
 
 WIDTH, HEIGHT = 96, 64
@@ -656,6 +658,37 @@ def test_the_app_answers_on_this_machine_alone(workspace: Workspace, load: Load)
     status, page = serve_and(workspace, port, visit)
     assert status == 200
     assert "FiftyOne" in page
+
+
+@needs_mongodb
+def test_plugins_of_ones_own_hide_the_operators_and_the_app_says_so(
+    workspace: Workspace,
+    database: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    name = curate.dataset_name(workspace.root)
+    request.addfinalizer(lambda: database.delete_dataset(name))
+
+    def told(plugins: str | Path) -> str:
+        monkeypatch.setenv("FIFTYONE_PLUGINS_DIR", str(plugins))
+        monkeypatch.setattr(database.config, "plugins_dir", str(plugins))  # read at its import
+        reporter = quiet_reporter()
+        curate.serve(workspace, Config(), reporter, port=free_port(), seconds=0)
+        return said(reporter)
+
+    assert "FIFTYONE_PLUGINS_DIR" not in told("")
+    assert os.environ["FIFTYONE_PLUGINS_DIR"] == str(curate.PLUGINS_DIR)
+    assert "FIFTYONE_PLUGINS_DIR" not in told(curate.PLUGINS_DIR)
+
+    mine = tmp_path / "my plugins"
+    (mine / "other").mkdir(parents=True)
+    (mine / "other/fiftyone.yml").write_text('name: "@me/other"\n')
+    (line,) = (one for one in told(mine).splitlines() if "FIFTYONE_PLUGINS_DIR" in one)
+    assert f"FIFTYONE_PLUGINS_DIR is {mine}: unset it, or put them there with `ln -s" in line
+    subprocess.run(line.split("`")[1], shell=True, check=True)
+    assert "FIFTYONE_PLUGINS_DIR" not in told(mine)
 
 
 @needs_mongodb
