@@ -298,7 +298,10 @@ def test_predict_counts_the_animals_of_a_new_survey(
 # --- looking -----------------------------------------------------------------------------------
 
 
-def test_status_lists_the_surveys_that_were_counted(opened: Opened, tmp_path: Path) -> None:
+def test_status_lists_the_surveys_that_were_counted(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # a row is a line
     run = str(opened.run)
     call("run", run)
     assert "survey" not in call("status", run).output
