@@ -319,6 +319,7 @@ def decide_label(
     asked_for: Sequence[int] | None,
     rules: LabelRules,
     placed: Sequence[PlacedBox] | None = None,
+    known_water: bool = True,
 ) -> Label:
     """Accept a picture's boxes, send it to review and say why, or confirm that it is empty.
 
@@ -331,6 +332,8 @@ def decide_label(
         rules: The thresholds.
         placed: Where animals were painted, if they were: an accepted picture has a box there, and
             no other.
+        known_water: Whether they were painted into a real tile in which a person saw no animal: unsure
+            boxes elsewhere are then none. In drawn water they need a look.
 
     Returns:
         An accepted picture has the boxes from `confidence` on, one in review all from
@@ -343,7 +346,7 @@ def decide_label(
         box
         for box in drawn
         if rules.accepts(box, placed)
-        or not (_belongs_to(box, accepted) or _lies_in_known_water(box, placed))
+        or not (_belongs_to(box, accepted) or (known_water and _lies_apart(box, placed)))
     )
     status, reason = _judge(
         drawn, visible, accepted, size_wh=size_wh, asked_for=asked_for, placed=placed, rules=rules
@@ -450,8 +453,8 @@ def _belongs_to(box: DetectedBox, accepted: Sequence[DetectedBox]) -> bool:
     )
 
 
-def _lies_in_known_water(box: DetectedBox, placed: Sequence[PlacedBox] | None) -> bool:
-    """Whether a box is where a person saw no animal in the real tile, and none was painted since."""
+def _lies_apart(box: DetectedBox, placed: Sequence[PlacedBox] | None) -> bool:
+    """Whether a box touches nothing that was painted into the water."""
     return placed is not None and not any(intersection(box.xyxy, one.xyxy) for one in placed)
 
 

@@ -205,6 +205,19 @@ def test_the_quality_of_accepted_boxes_by_hand() -> None:
     assert measure_accepted(true[:1], [wrong_kind]).precision == 0
 
 
+def test_in_drawn_water_an_unsure_box_elsewhere_needs_a_look() -> None:
+    placed = [PlacedBox(xyxy=(60, 20, 90, 40), class_id=0)]
+    sure = DetectedBox(xyxy=(60, 20, 90, 40), class_id=0, confidence=0.9)
+    unsure = DetectedBox(xyxy=(5, 20, 35, 40), class_id=0, confidence=0.2)
+    rules = LabelRules(confidence=0.5, review_confidence=0.1, negatives=True)
+    for known_water, status in ((True, "accept"), (False, "review")):
+        label = decide_label(
+            "syn-1", [sure, unsure], size_wh=(96, 64), asked_for=(0,), rules=rules, placed=placed,
+            known_water=known_water,
+        )  # fmt: skip
+        assert label.status == status
+
+
 def test_the_size_of_a_painted_animal_is_known() -> None:
     rules = LabelRules(
         confidence=0.5, review_confidence=0.1, negatives=True, sizes=SizePrior(20, 30, 40)
