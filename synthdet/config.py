@@ -227,11 +227,13 @@ class GenerateConfig(Section):
     num_images: int = Field(256, ge=0)
     """Pictures to make."""
     mode: GenerateMode | dict[GenerateMode, float] = "text"
-    """`text`: from the prompt alone; `image`: from a real train tile (see `image_strength`); `placed`: an animal painted into a real background tile, at a box that has the size of a real one. Or shares of them: `{text: 2, placed: 1}`."""
+    """`text`: from the prompt alone; `image`: from a real train tile (see `image_strength`); `placed`: an animal painted into water (see `placed_water`), at a box that has the size of a real one. Or shares of them: `{text: 2, placed: 1}`."""
     image_strength: float = Field(0.6, gt=0, le=1)
     """With `mode: image`: share of the denoising that is done, from the tile in so much noise. Low values copy the tile, and the filter drops copies; 1 leaves nothing of it."""
     placed_start: Literal["animal", "noise"] = "animal"
-    """With `mode: placed`: start from the real animal that the box is as large as, turned and set into the water there (few photos, or a model that knows the animal little), or from `noise`: then set `placed_strength` to 1."""
+    """With `mode: placed`: start from the real animal that the box is as large as, cut out along its outline, turned and set into the water there (few photos, or a model that knows the animal little), or from `noise`: then set `placed_strength` to 1."""
+    placed_water: Literal["real", "drawn"] = "real"
+    """With `mode: placed`: the water is a `real` train tile without animals, or one of the run's own background pictures, `drawn` from `background_prompts`: seas that no photo shows. Of either, one whose caption or prompt names the same `attributes`."""
     placed_strength: float = Field(0.5, gt=0, le=1)
     """With `mode: placed`: share of the denoising that is done inside the box. Lower values keep the animal, higher ones change it."""
     prompts: tuple[str, ...] = ("aerial photo of {animals}",)

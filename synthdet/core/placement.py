@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -26,14 +26,18 @@ def plan_modes(
     *,
     shares: Mapping[GenerateMode, float],
     start: Literal["animal", "noise"],
+    water: Literal["real", "drawn"],
+    stands_out: Callable[[Tile, XYXY], bool],
     seed: int,
 ) -> tuple[PlannedPicture, ...]:
-    """Give every picture its mode, and with it a train tile and boxes; a pure function.
+    """Give every picture its mode, and with it what it starts from and boxes; a pure function.
 
     Modes are spread evenly, among pictures with animals and backgrounds alike. `image` takes a train
     tile that shows what the prompt asks for, or if there is none, one with any animals. `placed` takes
-    a background tile, and for each animal asked for a box that has the size of a real one of its class,
-    in any of its eight turns and mirrors: from above there is no up. Tiles are turned likewise.
+    water, and for each animal asked for a box that has the size of a real one of its class, in any of
+    its eight turns and mirrors: from above there is no up. Water is turned likewise. It is a background
+    tile, or a background picture of the plan; of those, one in whose caption or prompt most of the
+    attributes come up that the picture's own prompt names: no grey sea where a blue one is asked for.
     A background is never placed: it is drawn from text. It is drawn from text too where the mode
     wants a background tile and there is none. Tiles and sizes come up evenly, in random order.
 
@@ -42,6 +46,9 @@ def plan_modes(
         tiles: All tiles; only those of train are used.
         shares: Mode -> its share, in any unit.
         start: Whether a placed animal starts from the real one that its box is as large as.
+        water: Where animals are placed: into real background tiles, or into background pictures.
+        stands_out: Whether the animal of a tile and box can be cut out of its water. Of a class with
+            such animals only they are placed. Asked where a placed animal starts from a real one.
         seed: Of tiles, sizes and places.
 
     Raises:
@@ -50,7 +57,12 @@ def plan_modes(
     """
     train = [tile for tile in tiles if tile.split == "train"]
     rng = np.random.default_rng([seed % 2**64, 2])
-    chooser = _Chooser(train, rng, from_animals=start == "animal")
+    chooser = _Chooser(
+        train,
+        rng,
+        stands_out=stands_out if start == "animal" else None,
+        drawn=[one for one in planned if one.background] if water == "drawn" else None,
+    )
     spreads = {True: _spread(shares), False: _spread(shares)}
     made = []
     for picture in planned:
@@ -62,12 +74,7 @@ def plan_modes(
             view = chooser.view_of(tile)
             picture = replace(picture, mode=mode, source_tile=tile.tile_id, source_view=view)
         elif mode == "placed":
-            tile = chooser.background()
-            boxes = chooser.place(picture, tile)
-            view = chooser.view_of(tile)
-            picture = replace(
-                picture, mode=mode, source_tile=tile.tile_id, source_view=view, placed=boxes
-            )
+            picture = replace(picture, mode=mode, **chooser.water(picture))
         made.append(picture)
     return tuple(made)
 
@@ -88,10 +95,17 @@ class _Chooser:
     """Train tiles and sizes of real animals, each in an endless random order."""
 
     def __init__(
-        self, tiles: Sequence[Tile], rng: np.random.Generator, *, from_animals: bool
+        self,
+        tiles: Sequence[Tile],
+        rng: np.random.Generator,
+        *,
+        stands_out: Callable[[Tile, XYXY], bool] | None,
+        drawn: Sequence[PlannedPicture] | None,
     ) -> None:
-        self._from_animals = from_animals
+        self._stands_out = stands_out
+        self._drawn = drawn
         self._rng = rng
+        self._tiles = tiles
         self._animals = [tile for tile in tiles if tile.boxes]
         self._empty = [tile for tile in tiles if not tile.boxes]
         self._orders: dict[tuple[object, ...], Iterator[int]] = {}
@@ -124,14 +138,38 @@ class _Chooser:
             return self._animals[self._next(("animals",), len(self._animals))]
         return self._animals[alike[self._next(("alike", *(wanted or ())), len(alike))]]
 
-    def background(self) -> Tile:
-        """A tile without animals."""
+    def background(self, attributes: Sequence[str] = ()) -> Tile:
+        """A tile without animals, in whose caption most of the attributes come up."""
         if not self._empty:
             raise SynthdetError(
-                "generate.mode: placed needs real train tiles without animals, and there is none: "
-                "raise prepare.background_fraction, or set generate.mode to text"
+                "generate.mode: placed needs real train tiles without animals, and there is none: raise "
+                "prepare.background_fraction, or set generate.placed_water to drawn, or generate.mode to text"
             )
-        return self._empty[self._next(("empty",), len(self._empty))]
+        return self._empty[self._most_alike([tile.caption for tile in self._empty], attributes)]
+
+    def water(self, picture: PlannedPicture) -> dict[str, Any]:
+        """What the animals of a picture are placed into, its view, and their boxes."""
+        if self._drawn is None:
+            tile = self.background(picture.attributes)
+            source = {"source_tile": tile.tile_id}
+        elif self._drawn:
+            prompts = [one.prompt for one in self._drawn]
+            chosen = self._drawn[self._most_alike(prompts, picture.attributes)]
+            # All pictures of a run have the size of its tiles.
+            tile, source = self._tiles[0], {"source_image": chosen.image_id}
+        else:
+            raise SynthdetError(
+                "generate.placed_water: drawn places animals into the run's own background pictures, and "
+                "it has none: raise generate.background_fraction, or set generate.placed_water to real"
+            )
+        boxes = self.place(picture, tile)
+        return {**source, "source_view": self.view_of(tile), "placed": boxes}
+
+    def _most_alike(self, texts: Sequence[str], words: Sequence[str]) -> int:
+        """Index of a text in which most of the words come up; all such texts come up evenly."""
+        found = [sum(word in text for word in words) for text in texts]
+        alike = [index for index, number in enumerate(found) if number == max(found)]
+        return alike[self._next(("water", *alike), len(alike))]
 
     def view_of(self, tile: Tile) -> int:
         """One of the tile's eight views, or of the four in which it keeps its width."""
@@ -158,7 +196,7 @@ class _Chooser:
                 if overlaps.max(initial=0) == 0:
                     break
             placed = PlacedBox(xyxy=xyxy, class_id=class_id)
-            if self._from_animals:
+            if self._stands_out is not None:
                 start = {"animal_tile": animal_tile, "animal_xyxy": animal, "animal_view": view}
                 placed = placed.model_copy(update=start)
             boxes.append(placed)
@@ -177,7 +215,10 @@ class _Chooser:
                 f"{class_id} is whole in a train tile: set it to text or image"
             )
         animals = self._whole[class_id]
-        tile, xyxy = animals[self._next(("animal", class_id), len(animals))]
+        for _ in range(2 * len(animals)):  # each comes up at least once in so many
+            tile, xyxy = animals[self._next(("animal", class_id), len(animals))]
+            if self._stands_out is None or self._stands_out(tile, xyxy):
+                break
         fits = max(xyxy[2] - xyxy[0], xyxy[3] - xyxy[1]) <= min(tile.width, tile.height)
         view = int(self._rng.integers(8)) if fits else 4 * int(self._rng.integers(2))
         return tile.tile_id, xyxy, view

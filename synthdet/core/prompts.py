@@ -33,8 +33,10 @@ class PlannedPicture:
         background: Whether the prompt asks for a picture without animals.
         mode: How it is drawn (`core.placement.plan_modes`).
         source_tile: The real train tile that it starts from; None in mode `text`.
+        source_image: The background picture of the same plan that it starts from, instead of a tile.
         source_view: In which of its eight views, numbered as `PlacedBox.animal_view`.
-        placed: Where each animal is painted into that tile, in mode `placed`.
+        placed: Where each animal is painted into what it starts from, in mode `placed`.
+        attributes: The values of `generate.attributes` in its prompt, but for empty ones.
     """
 
     image_id: str
@@ -45,8 +47,10 @@ class PlannedPicture:
     background: bool
     mode: GenerateMode = "text"
     source_tile: str | None = None
+    source_image: str | None = None
     source_view: int | None = None
     placed: tuple[PlacedBox, ...] = ()
+    attributes: tuple[str, ...] = ()
 
 
 def default_animals(class_names: Sequence[str]) -> dict[str, int]:
@@ -133,7 +137,7 @@ def plan_pictures(
         is_background = (
             (index + 1) * num_background // num_images > index * num_background // num_images
         )  # fmt: skip
-        prompt, animal = next(background if is_background else foreground)
+        prompt, animal, words = next(background if is_background else foreground)
         asked_for: tuple[int, ...] | None = () if is_background else None
         if animal is not None:
             asked_for = _asked_for(animal, chosen[animal], class_names)
@@ -145,13 +149,14 @@ def plan_pictures(
                 seed=seed + index,
                 asked_for=asked_for,
                 background=is_background,
+                attributes=words,
             )
         )
     return tuple(planned)
 
 
-_Filled = tuple[str, str | None]
-"""A filled template and the phrase that filled ``{animals}``, if any did."""
+_Filled = tuple[str, str | None, tuple[str, ...]]
+"""A filled template, the phrase that filled ``{animals}``, if any did, and the other values in it."""
 
 
 def _cycle(
@@ -197,7 +202,8 @@ def _walk(
                 name: values[name][int(index)] for name, index in zip(axes, indices, strict=True)
             }
             animal = filling[ANIMALS] if ANIMALS in named[template] else None
-            yield template.format_map(filling), animal
+            others = {filling[name]: None for name in axes if name in named[template] - {ANIMALS}}
+            yield template.format_map(filling), animal, tuple(word for word in others if word)
 
 
 def _names(setting: str, template: str, values: Mapping[str, object]) -> frozenset[str]:

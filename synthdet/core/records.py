@@ -168,7 +168,9 @@ class SyntheticImage(Record):
 
     ``asked_for`` is what the prompt asked to be in it: class id per animal, empty for background.
     ``mode`` is how it was drawn (None: taken in): from its prompt alone, or at ``strength`` from the
-    real train tile ``source_tile``, turned to ``source_view`` (numbered as in `PlacedBox`). In mode `placed` all but the boxes ``placed`` is that tile's water.
+    real train tile ``source_tile``, or from the background picture ``source_image`` of this run, turned to
+    ``source_view`` (numbered as in `PlacedBox`). In mode `placed` all but the boxes ``placed`` is water of
+    there.
     ``path`` is relative to the run folder. ``vae`` is the precision it was decoded in where that is not
     the run's own; ``fault`` says what is wrong with it all the same.
     """
@@ -191,6 +193,7 @@ class SyntheticImage(Record):
     asked_for: tuple[int, ...] | None = None
     mode: GenerateMode | None = None
     source_tile: str | None = None
+    source_image: str | None = None
     source_view: int | None = None
     strength: float | None = None
     placed: tuple[PlacedBox, ...] | None = None

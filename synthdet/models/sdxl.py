@@ -38,6 +38,7 @@ from synthdet.models.sdxl_batch import (
     batch_for_cpu,
     batch_for_memory,
     decode,
+    give_detail_back,
     guided_tensors,
     make_masks,
     stop_guidance_after,
@@ -142,8 +143,8 @@ class SdxlGenerator:
         """Draw one batch.
 
         Args:
-            requests: Prompt, negative prompt and seed of each picture; all with sources or none, and
-                all with boxes or none.
+            requests: Prompt, negative prompt and seed of each picture; all with sources or none, all
+                with boxes or none, and all to keep detail or none.
             width: In pixels, a multiple of 8.
             height: In pixels, a multiple of 8.
             num_inference_steps: Denoising steps.
@@ -172,9 +173,14 @@ class SdxlGenerator:
                 generator=[torch.Generator("cpu").manual_seed(r.seed) for r in requests],
                 output_type="latent",
             ).images
-            return decode(
-                self._pipeline.vae, latents, batch_size=self._vae_batch_size, precise=precise_vae
-            )
+            vae, size = self._pipeline.vae, self._vae_batch_size
+            pictures = decode(vae, latents, batch_size=size, precise=precise_vae)
+            sources = [one.source for one in requests if one.source is not None and one.keep_detail]
+            if len(sources) == len(pictures):
+                pictures = give_detail_back(
+                    pictures, sources, vae, batch_size=size, precise=precise_vae
+                )
+            return pictures
 
     def find_batch_size(self, *, width: int, height: int) -> int:
         """Pictures that this device draws at once: on a GPU tried out with one and with two, not compiled.
@@ -206,7 +212,9 @@ class SdxlGenerator:
         if not sources:
             return self._pipeline, {"width": width, "height": height}
         placed = [request.placed for request in requests]
-        if len(sources) != len(requests) or len({bool(boxes) for boxes in placed}) != 1:
+        kept = {request.keep_detail for request in requests}
+        starts = {bool(boxes) for boxes in placed}
+        if len(sources) != len(requests) or len(starts) != 1 or len(kept) != 1:
             raise ValueError("the pictures of a batch start in different ways")
         options: dict[str, Any] = {"image": to_tensor(sources), "strength": strength}
         if not placed[0]:

@@ -59,7 +59,7 @@ MODES: tuple[GenerateMode, ...] = ("text", "image", "placed")
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _IN_TEXT = (
     "prompt", "negative_prompt", "seed", "scheduler", "num_inference_steps", "guidance_scale",
-    "lora_scale", "mode", "source_tile", "source_view", "strength", "placed",
+    "lora_scale", "mode", "source_tile", "source_image", "source_view", "strength", "placed",
 )  # fmt: skip
 
 
@@ -123,14 +123,16 @@ def run(
     width, height = tiles[0].width, tiles[0].height
     if settings.pictures is None:
         class_names = read_json(workspace.stage("prepare").path / "dataset.json")["classes"]
+        sources = Sources(workspace.root, tiles, made.path)
         planned = plan_modes(
             _plan(settings, class_names),
             tiles,
             shares=settings.mode_shares(),
             start=settings.placed_start,
+            water=settings.placed_water,
+            stands_out=sources.stands_out,
             seed=settings.seed,
         )
-        sources = Sources(workspace.root, tiles)
         speed = _generate(made, planned, sources, settings, (width, height), open_generator)
         wanted = [picture.image_id for picture in planned]
     else:
@@ -299,7 +301,8 @@ def _generate(
     if not planned:
         return {}
     models = _Models(open_generator)
-    # A batch starts in one way, so the pictures of a mode come together.
+    # A batch starts in one way, so the pictures of a mode come together: `placed` last, which may start
+    # from backgrounds drawn before.
     planned = sorted(planned, key=lambda picture: MODES.index(picture.mode))
     modes = Counter(picture.mode for picture in planned)
     batches = _Batches(
@@ -319,6 +322,8 @@ def _generate(
                 continue
             generator = models.generator()
             begun = begun or time.perf_counter()
+            if not all(made.has(plan.source_image) for plan in batch if plan.source_image):
+                saver.wait()  # what they start from was drawn in an earlier batch
             draw = partial(_draw, generator, batch, sources, settings, size_wh)
             try:
                 pictures = draw()
@@ -451,6 +456,7 @@ def _describe(
         "asked_for": plan.asked_for,
         "mode": plan.mode,
         "source_tile": plan.source_tile,
+        "source_image": plan.source_image,
         "source_view": plan.source_view,
         "strength": None if plan.mode == "text" else settings.strength(plan.mode),
         "placed": plan.placed or None,

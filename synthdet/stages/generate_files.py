@@ -134,8 +134,7 @@ class Saver:
     ) -> None:
         # What was drawn is saved, even where drawing the next batch has failed.
         try:
-            while self._waiting:
-                self._settle()
+            self.wait()
         except Exception:
             if error is None:
                 raise
@@ -152,6 +151,15 @@ class Saver:
         files = [self._writers.submit(self._write, picture, fields) for picture, fields in batch]
         self._waiting.append(self._appender.submit(self._finish, files))
         while len(self._waiting) > 1:
+            self._settle()
+
+    def wait(self) -> None:
+        """Return when all that was handed over is saved.
+
+        Raises:
+            SynthdetError: Something could not be saved: the disk is full.
+        """
+        while self._waiting:
             self._settle()
 
     def _finish(self, files: Sequence[Future[SyntheticImage]]) -> None:

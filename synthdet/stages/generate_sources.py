@@ -1,8 +1,9 @@
-"""Real train tiles as what pictures start from, with real animals set into them where that is asked for."""
+"""What pictures start from: real tiles or drawn water, with real animals set in where that is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,10 @@ from synthdet.core.prompts import PlannedPicture
 from synthdet.core.records import XYXY, PlacedBox, Tile
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import Picture, PictureRequest
+from synthdet.stages.generate_cutouts import Cutout, cut_out
 
+_MAX_CUTOUTS = 256
+"""Animals that are kept cut out: at most a few hundred kilobytes each."""
 _MARGIN = 0.12
 """Of a box's longer side: so much around an animal is painted too, for its wash and against seams."""
 _FEATHER = 0.12
@@ -27,45 +31,95 @@ class Sources:
     Args:
         root: The run folder.
         tiles: All tiles that a plan may name.
+        drawn: Picture id -> file of a background picture of the run.
     """
 
-    def __init__(self, root: Path, tiles: Sequence[Tile]) -> None:
+    def __init__(self, root: Path, tiles: Sequence[Tile], drawn: Callable[[str], Path]) -> None:
         self._root = root
         self._tiles = {tile.tile_id: tile for tile in tiles}
+        self._drawn = drawn
+        self._stand_out: dict[tuple[str, XYXY], bool] = {}
+        self._cut_out = lru_cache(maxsize=_MAX_CUTOUTS)(self._make_cutout)
+
+    def stands_out(self, tile: Tile, xyxy: XYXY) -> bool:
+        """Whether the animal of a tile and box can be cut out of its water.
+
+        Raises:
+            SynthdetError: The tile is not there any more, or cannot be read.
+        """
+        key = (tile.tile_id, xyxy)
+        if key not in self._stand_out:
+            self._stand_out[key] = self._cut_out(*key) is not None
+        return self._stand_out[key]
 
     def request(self, plan: PlannedPicture) -> PictureRequest:
         """What the generator is asked for.
 
         Raises:
-            SynthdetError: A tile is not there any more, or cannot be read.
+            SynthdetError: A picture is not there any more, or cannot be read.
         """
-        source: Picture | None = None
-        areas: tuple[XYXY, ...] = ()
-        if plan.source_tile is not None:
-            tile = self._tiles[plan.source_tile]
-            source = np.ascontiguousarray(turn_picture(self._read(tile), plan.source_view or 0))
-            for box in plan.placed:
-                source = self._set_in(source, box)
-            areas = tuple(_grow(box.xyxy, tile) for box in plan.placed)
-        return PictureRequest(plan.prompt, plan.negative_prompt, plan.seed, source, areas)
+        source = self._read_source(plan)
+        if source is None:
+            return PictureRequest(plan.prompt, plan.negative_prompt, plan.seed)
+        source = np.ascontiguousarray(turn_picture(source, plan.source_view or 0))
+        for box in plan.placed:
+            source = self._set_in(source, box)
+        areas = tuple(_grow(box.xyxy, source) for box in plan.placed)
+        # From noise nothing of what lies in a box is to stay.
+        kept = bool(plan.placed) and all(box.animal_tile is not None for box in plan.placed)
+        return PictureRequest(plan.prompt, plan.negative_prompt, plan.seed, source, areas, kept)
+
+    def _read_source(self, plan: PlannedPicture) -> Picture | None:
+        if plan.source_image is not None:
+            path = self._drawn(plan.source_image)
+            return _read(path, f"delete it and run `synthdet generate {self._root}`")
+        return None if plan.source_tile is None else self._read_tile(self._tiles[plan.source_tile])
 
     def _set_in(self, picture: Picture, box: PlacedBox) -> Picture:
         """The picture with the real animal that a box was sized by, where there is one to start from."""
         if box.animal_tile is None or box.animal_xyxy is None:
             return picture
-        animal = cut(self._read(self._tiles[box.animal_tile]), box.animal_xyxy, box.animal_view)
-        return set_in(picture, animal, box.xyxy)
+        cutout = self._cut_out(box.animal_tile, box.animal_xyxy)
+        if cutout is None:
+            part = cut(
+                self._read_tile(self._tiles[box.animal_tile]), box.animal_xyxy, box.animal_view
+            )
+            return set_in(picture, part, box.xyxy)
+        colour = turn_picture(cutout.colour, box.animal_view)
+        return lay_over(picture, colour, turn_picture(cutout.opacity, box.animal_view), box.xyxy)
 
-    def _read(self, tile: Tile) -> Picture:
-        path = self._root / tile.path
-        try:
-            with Image.open(path) as image:
-                picture: NDArray[np.uint8] = np.array(image.convert("RGB"))
-        except OSError as error:
-            raise SynthdetError(
-                f"{path} cannot be read: make the tiles again with `synthdet prepare {self._root} --redo`"
-            ) from error
-        return picture
+    def _make_cutout(self, tile_id: str, xyxy: XYXY) -> Cutout | None:
+        return cut_out(self._read_tile(self._tiles[tile_id]), xyxy)
+
+    def _read_tile(self, tile: Tile) -> Picture:
+        again = f"make the tiles again with `synthdet prepare {self._root} --redo`"
+        return _read(self._root / tile.path, again)
+
+
+def _read(path: Path, what_to_do: str) -> Picture:
+    try:
+        with Image.open(path) as image:
+            picture: NDArray[np.uint8] = np.array(image.convert("RGB"))
+    except OSError as error:
+        raise SynthdetError(f"{path} cannot be read: {what_to_do}") from error
+    return picture
+
+
+def lay_over(picture: Picture, colour: Picture, opacity: Picture, xyxy: XYXY) -> Picture:
+    """A picture with a cut-out in it.
+
+    Args:
+        picture: ``uint8`` ``(height, width, 3)``; left as it is.
+        colour: ``uint8`` ``(h, w, 3)``, as large as the box.
+        opacity: ``uint8`` ``(h, w, 1)``: 255 hides the picture.
+        xyxy: Whole pixels.
+    """
+    x1, y1, x2, y2 = (int(value) for value in xyxy)
+    made = picture.copy()
+    alpha = opacity.astype(np.float32) / 255
+    laid = alpha * colour + (1 - alpha) * picture[y1:y2, x1:x2]
+    made[y1:y2, x1:x2] = laid.round().clip(0, 255).astype(np.uint8)
+    return made
 
 
 def cut(picture: Picture, xyxy: XYXY, view: int) -> Picture:
@@ -106,12 +160,13 @@ def set_in(picture: Picture, part: Picture, xyxy: XYXY) -> Picture:
     return made
 
 
-def _grow(xyxy: XYXY, tile: Tile) -> XYXY:
+def _grow(xyxy: XYXY, picture: Picture) -> XYXY:
     x1, y1, x2, y2 = xyxy
+    height, width, _ = picture.shape
     margin = _MARGIN * max(x2 - x1, y2 - y1)
     return (
         max(0.0, x1 - margin),
         max(0.0, y1 - margin),
-        min(float(tile.width), x2 + margin),
-        min(float(tile.height), y2 + margin),
+        min(float(width), x2 + margin),
+        min(float(height), y2 + margin),
     )

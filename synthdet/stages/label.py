@@ -421,6 +421,7 @@ def _decide(
             asked_for=image.asked_for,
             rules=rules,
             placed=image.placed,
+            known_water=image.source_image is None,
         )
         for image in given.images
         if image.image_id in given.kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -41,15 +41,21 @@ TILES = (
 def plan(number: int = 60, background: float = 0.2, **options: Any) -> tuple[PlannedPicture, ...]:
     return plan_pictures(
         num_images=number, class_names=["seal", "whale"], prompts=["photo of {animals}"],
-        animals=options.get("animals"), attributes={}, background_prompts=["photo of water"],
+        animals=options.get("animals"), attributes={},
+        background_prompts=options.get("waters", ["photo of water"]),
         background_fraction=background, negative_prompt="", seed=3,
     )  # fmt: skip
 
 
 def give(
-    shares: dict[Any, float], tiles: Sequence[Tile] = TILES, start: Any = "animal", **options: Any
-) -> Any:
-    return plan_modes(plan(**options), tiles, shares=shares, start=start, seed=3)
+    shares: dict[Any, float], tiles: Sequence[Tile] = TILES, start: Any = "animal",
+    planned: Sequence[PlannedPicture] | None = None, water: Any = "real",
+    stands_out: Callable[[Tile, XYXY], bool] = lambda _tile, _xyxy: True, **options: Any,
+) -> Any:  # fmt: skip
+    pictures = plan(**options) if planned is None else planned
+    return plan_modes(
+        pictures, tiles, shares=shares, start=start, water=water, stands_out=stands_out, seed=3
+    )
 
 
 def test_text_alone_changes_nothing() -> None:
@@ -104,6 +110,67 @@ def test_a_placed_animal_has_the_size_of_a_whole_real_one_and_is_inside_the_tile
 def test_from_noise_a_box_names_no_animal() -> None:
     for one in give({"placed": 1}, start="noise"):
         assert all(box.animal_tile is None and box.animal_xyxy is None for box in one.placed)
+
+
+def test_animals_that_do_not_stand_out_are_placed_only_where_none_does() -> None:
+    tiles = (*TILES, tile("seal-2", ((4, 4, 30, 18), 0)))
+    asked: list[str] = []
+
+    def stands_out(one: Tile, _xyxy: XYXY) -> bool:
+        asked.append(one.tile_id)
+        return one.tile_id == "seal-2"
+
+    made = give({"placed": 1}, tiles, number=100, stands_out=stands_out)
+    boxes = [box for one in made for box in one.placed]
+    seals = {box.animal_tile for box in boxes if box.class_id == 0}
+    whales = {box.animal_tile for box in boxes if box.class_id == 1}
+    assert seals == {"seal-2"}
+    assert whales == {"whale-1", "whales"}, "none stands out, so all are taken"
+    asked.clear()
+    give({"placed": 1}, tiles, start="noise", stands_out=stands_out)
+    assert asked == [], "from noise no animal is looked at"
+
+
+def test_drawn_water_is_a_background_picture_of_the_plan() -> None:
+    made = give({"text": 1, "placed": 2}, TILES[1::2], number=100, water="drawn")
+    backgrounds = [one for one in made if one.background]
+    placed = [one for one in made if one.mode == "placed"]
+    assert {one.mode for one in backgrounds} == {"text"}
+    times = Counter(one.source_image for one in placed)
+    assert set(times) == {one.image_id for one in backgrounds}
+    assert max(times.values()) - min(times.values()) <= 1, "evenly"
+    assert all(one.source_tile is None and one.placed for one in placed)
+    assert {one.source_view for one in placed} == {0, 2, 4, 6}
+    assert give({"placed": 1})[0].source_image is None
+
+
+@pytest.mark.parametrize("water", ["real", "drawn"])
+def test_water_fits_the_attributes_of_the_prompt(water: str) -> None:
+    seas = ("deep blue", "grey")
+    planned = plan_pictures(
+        num_images=60, class_names=["seal"], prompts=["{animals} in a {sea} sea{waves}"],
+        animals=None, attributes={"sea": seas, "waves": ["", ", foam"]},
+        background_prompts=["open water, a {sea} sea"], background_fraction=0.2,
+        negative_prompt="", seed=3,
+    )  # fmt: skip
+    tiles = [
+        tile("seal-1", SEAL),
+        *(tile(f"water-{sea}").model_copy(update={"caption": f"a {sea} sea"}) for sea in seas),
+    ]
+    made = give({"placed": 1}, tiles, planned=planned, water=water)
+    prompts = {one.image_id: one.prompt for one in made}
+    captions = {one.tile_id: one.caption for one in tiles}
+    for one in made:
+        if one.mode == "placed":
+            sea = next(sea for sea in seas if sea in one.prompt)
+            shown = captions[one.source_tile] if water == "real" else prompts[one.source_image]
+            assert sea in shown
+            assert one.attributes == ((sea, ", foam") if "foam" in one.prompt else (sea,))
+
+
+def test_drawn_water_needs_background_pictures() -> None:
+    with pytest.raises(SynthdetError, match=r"placed_water: drawn .*background_fraction"):
+        give({"placed": 1}, background=0.0, water="drawn")
 
 
 def test_an_animal_longer_than_the_tile_is_high_is_not_turned() -> None:

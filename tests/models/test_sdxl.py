@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from synthdet.models import sdxl
 from synthdet.models.devices import memory_errors, resolve_device, resolve_dtype
 from synthdet.models.protocols import PictureRequest
 from synthdet.models.sdxl import SdxlGenerator
-from synthdet.models.sdxl_batch import decode
+from synthdet.models.sdxl_batch import decode, give_detail_back
 from tests.tiny import tiny_sdxl, tiny_vae
 
 WIDTH, HEIGHT = 64, 48
@@ -193,6 +194,32 @@ def test_only_the_box_is_painted(base: Path) -> None:
     assert inside > 4 * (changed.sum() - changed[8:32, 16:40].sum()) / (changed.size - 24 * 24)
 
 
+def test_the_detail_that_the_vae_loses_is_given_back(base: Path) -> None:
+    generator = SdxlGenerator(base, **OPTIONS)
+    options: dict[str, Any] = {**SIZE, "num_inference_steps": 4, "guidance_scale": 4.0}
+    plain = from_source(placed=True)
+    kept = replace(plain, keep_detail=True)
+    (without,) = generator.generate([plain], **options)
+    (made,) = generator.generate([kept], **options)
+    assert np.abs(made.astype(int) - SOURCE).mean() < np.abs(without.astype(int) - SOURCE).mean()
+    pixels = torch.from_numpy(SOURCE).permute(2, 0, 1)[None] / 127.5 - 1
+    vae = generator._pipeline.vae
+    with torch.no_grad():
+        back = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
+    lost = ((pixels - back) * 127.5)[0].permute(1, 2, 0).numpy()
+    expected = (without + lost).round().clip(0, 255)
+    assert np.abs(made - expected).max() <= 1
+
+
+def test_a_black_picture_stays_black_to_be_made_again(base: Path) -> None:
+    generator = SdxlGenerator(base, **OPTIONS)
+    vae = generator._pipeline.vae
+    black = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    drawn, kept = give_detail_back([SOURCE, black], [SOURCE, SOURCE], vae, batch_size=1)
+    assert drawn.any()
+    assert not kept.any()
+
+
 @pytest.mark.parametrize("placed", [False, True])
 def test_guidance_ends_early_in_every_mode(base: Path, placed: bool) -> None:
     generator = SdxlGenerator(base, **OPTIONS)
@@ -209,7 +236,8 @@ def test_guidance_ends_early_in_every_mode(base: Path, placed: bool) -> None:
 
 def test_a_batch_that_starts_in_two_ways_is_refused(base: Path) -> None:
     generator = SdxlGenerator(base, **OPTIONS)
-    for other in (REQUESTS[0], from_source(placed=True)):
+    kept = replace(from_source(placed=False), keep_detail=True)
+    for other in (REQUESTS[0], from_source(placed=True), kept):
         with pytest.raises(ValueError, match="start in different ways"):
             draw(generator, from_source(placed=False), other)
 

@@ -343,6 +343,57 @@ def test_records_say_which_tile_and_which_box(tmp_path: Path) -> None:
     assert " · 4 placed" in said
 
 
+def test_drawn_water_is_a_picture_of_the_same_run(tmp_path: Path) -> None:
+    workspace, config = start_modes(
+        tmp_path / "run", mode={"text": 1, "placed": 2}, placed_water="drawn", num_images=18
+    )
+    generator = FakeGenerator()
+    make(workspace, config, generator)
+    made = {record.image_id: record for record in records(workspace)}
+    by_seed = {request.seed: request for request in generator.requests}
+    placed = [record for record in made.values() if record.mode == "placed"]
+    assert len(placed) > 4
+    for record in placed:
+        assert record.source_image is not None
+        assert record.source_tile is None
+        assert made[record.source_image].asked_for == ()
+        with Image.open(workspace.root / made[record.source_image].path) as image:
+            water = turn_picture(np.array(image), record.source_view or 0)
+        request = by_seed[record.seed]
+        assert request.source is not None
+        assert request.keep_detail
+        differs = (water != request.source).any(axis=2)
+        for box in record.placed or ():
+            x1, y1, x2, y2 = (int(value) for value in box.xyxy)
+            assert differs[y1:y2, x1:x2].any()
+            differs[y1:y2, x1:x2] = False
+        assert not differs.any()
+        with Image.open(workspace.root / record.path) as image:
+            assert image.text["source_image"] == record.source_image  # type: ignore[attr-defined]
+
+
+def test_from_noise_no_detail_of_the_water_is_kept(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"placed_start": "noise", "placed_strength": 1.0}
+    workspace, config = start_modes(tmp_path / "run", mode="placed", **options)
+    generator = FakeGenerator()
+    make(workspace, config, generator)
+    placed = [request for request in generator.requests if request.placed]
+    assert placed
+    assert not any(request.keep_detail for request in placed)
+
+
+def test_water_that_is_gone_is_drawn_again_first(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"mode": "placed", "placed_water": "drawn", "num_images": 18}
+    whole, config = start_modes(tmp_path / "whole", **options)
+    make(whole, config, FakeGenerator())
+    expected = file_bytes(whole.root / "3-generate")
+    record = next(record for record in records(whole) if record.source_image)
+    for image_id in (record.image_id, record.source_image):
+        (whole.root / "3-generate" / "images" / f"{image_id}.png").unlink()
+    make(whole, config, FakeGenerator())
+    assert file_bytes(whole.root / "3-generate") == expected
+
+
 def test_a_batch_starts_in_one_way(tmp_path: Path) -> None:
     workspace, config = start_modes(tmp_path / "run", mode=MODES, num_images=18)
     made_in: dict[int, set[str | None]] = {}
@@ -352,9 +403,12 @@ def test_a_batch_starts_in_one_way(tmp_path: Path) -> None:
     assert all(len(modes) == 1 for modes in made_in.values())
 
 
+@pytest.mark.parametrize("water", ["real", "drawn"])
 @pytest.mark.parametrize("fail_at", [2, 5])
-def test_all_modes_go_on_after_a_crash_with_the_same_bytes(tmp_path: Path, fail_at: int) -> None:
-    options: dict[str, Any] = {"mode": MODES, "num_images": 18}
+def test_all_modes_go_on_after_a_crash_with_the_same_bytes(
+    tmp_path: Path, fail_at: int, water: str
+) -> None:
+    options: dict[str, Any] = {"mode": MODES, "num_images": 18, "placed_water": water}
     whole, config = start_modes(tmp_path / "whole", **options)
     make(whole, config, FakeGenerator())
     torn, _ = start_modes(tmp_path / "torn", **options)
