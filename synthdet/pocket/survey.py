@@ -50,11 +50,14 @@ SETTINGS: Final = (
     "generate.prompts=['aerial photo of {animals} in a {sea} sea{waves}']",
     f"generate.attributes={{sea: [{', '.join(SEAS)}], waves: ['', ', whitecaps']}}",
     "prepare.background_fraction=0.3",
-    "generate.mode={text: 1, placed: 4}",
-    f"generate.background_prompts=[{', '.join(f'aerial photo of open water in a {sea} sea' for sea in SEAS)}]",
+    "generate.mode={text: 1, placed: 7}",
+    "generate.placed_water=drawn",
+    "generate.background_prompts=['aerial photo of open water in a {sea} sea{waves}']",
+    "generate.background_fraction=0.2",
 )
 """What a run on this survey sets beyond configs/pocket.yaml: its photos are at the pocket models' own
-scale, their captions know the sea, and they have empty water to paint animals into."""
+scale, their captions know the sea, and animals are painted into seas that its four train flights have
+not seen."""
 
 
 @dataclass(frozen=True, slots=True)
