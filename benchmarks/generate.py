@@ -210,7 +210,7 @@ def _measure_placed(
     (noun,) = read_json(workspace.stage("prepare").path / "dataset.json")["classes"]
     own = {
         "mode": "placed", "animals": {phrase({noun: 1}): 1}, "background_fraction": 0,
-        "num_images": 8 if quick else 64,
+        "placed_water": "real", "num_images": 8 if quick else 64,
     }  # fmt: skip
     assignments = [f"generate.{name}={json.dumps(value)}" for name, value in own.items()]
     workspace.write_config(set_values(workspace.read_config(), assignments))

@@ -318,6 +318,12 @@ class GenerateConfig(Section):
                     f"{mode}_strength {self.strength(mode):g} of {self.num_inference_steps} steps is "
                     "no step: raise it, or num_inference_steps"
                 )
+        drawn = self.placed_water == "drawn" and "placed" in self.mode_shares()
+        if drawn and self.num_images and not round(self.num_images * self.background_fraction):
+            raise ValueError(
+                "placed_water: drawn places animals into the run's own background pictures, and there is "
+                "none: raise background_fraction, or set placed_water to real"
+            )
         return self
 
 
@@ -379,6 +385,8 @@ class LabelConfig(Section):
     """With `confidence: calibrated`: the precision on the real val tiles that boxes accepted without a look must have. 0: best F1 alone."""
     agreement: float = _decision(0.75, ge=0, le=1)
     """With `views`: a box on which the views agree less than this (mean overlap with the joined box, 0 where a view does not show it) sends its picture to review."""
+    placed_correlation: float = _decision(0.9, ge=0, le=1)
+    """A real animal that was set into a picture (`generate.mode: placed`) and is still this much alike there has its box by that, whether the detector finds it or not. 1: the detector decides alone."""
     sizes: bool = _decision(True)
     """A box longer or shorter than real animals are (1st to 99th percentile of the real train boxes), or a mere fragment at the border, sends its picture to review."""
     review_confidence: float = _decision(0.1, ge=0, le=1)

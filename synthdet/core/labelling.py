@@ -292,6 +292,8 @@ class LabelRules:
         negatives: Take an empty background picture as a confirmed negative.
         placed_confidence: As `confidence`, for boxes where an animal was painted (`PLACED_IOU`): the
             place is a second witness. None: the same as `confidence`.
+        placed_correlation: An animal that was set in, and is still so much alike, has its box by that;
+            below 1, for 1 is no limit that a painted picture reaches.
         agreement: A box whose ``agreement`` is below this needs a look, 0..1.
         sizes: What lengths real animals have; None: not judged by that.
     """
@@ -300,6 +302,7 @@ class LabelRules:
     review_confidence: float
     negatives: bool
     placed_confidence: float | None = None
+    placed_correlation: float = 1.0
     agreement: float = 0.0
     sizes: SizePrior | None = None
 
@@ -340,6 +343,8 @@ def decide_label(
         `review_confidence` on, a negative none.
     """
     review_from = min(rules.review_confidence, rules.confidence)
+    known = _still_there(placed or (), rules.placed_correlation)
+    boxes = [*known, *(box for box in boxes if not _belongs_to(box, known))]
     drawn = tuple(box for box in drop_twice_drawn(boxes) if box.confidence >= review_from)
     accepted = tuple(box for box in drawn if rules.accepts(box, placed))
     visible = tuple(
@@ -356,6 +361,15 @@ def decide_label(
         status = "review" if reason else "accept"
     kept = {"accept": accepted, "review": visible, "negative": ()}[status]
     return Label(image_id=image_id, status=status, boxes=kept, reason=reason)
+
+
+def _still_there(placed: Sequence[PlacedBox], at_least: float) -> tuple[DetectedBox, ...]:
+    """Boxes of the real animals that were set in and that the painting has left what they were."""
+    return tuple(
+        DetectedBox(xyxy=one.xyxy, class_id=one.class_id, confidence=1.0, source="placed")
+        for one in placed
+        if one.correlation is not None and at_least < 1 and one.correlation >= at_least
+    )
 
 
 def _judge(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
 
+from synthdet.core.boxes import area, intersection
 from synthdet.core.comparison import pairwise_iou
 from synthdet.core.prompts import PlannedPicture
 from synthdet.core.records import XYXY, GenerateMode, PlacedBox, Tile
@@ -18,6 +20,38 @@ _TRIES: Final = 200
 """Places tried for a box before it may overlap with another."""
 _TRIES_AN_ANIMAL: Final = 20
 """Places tried before another animal, perhaps a smaller one, is taken."""
+_MAX_COVERED: Final = 0.1
+"""Of an animal's box: where another's covers more, a part of the other may be cut out with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Animal:
+    """A real animal that is whole in its tile.
+
+    Attributes:
+        tile: The train tile.
+        xyxy: Its box there, grown to whole pixels.
+        class_id: Of the run.
+        is_apart: Whether no other animal's box covers much of its own.
+    """
+
+    tile: Tile
+    xyxy: XYXY
+    class_id: int
+    is_apart: bool
+
+
+def whole_animals(tiles: Sequence[Tile]) -> list[Animal]:
+    """All animals of the train tiles that touch no border, where they may be parts of animals."""
+    found = []
+    for tile in tiles:
+        for box in tile.boxes if tile.split == "train" else ():
+            if (xyxy := _whole_pixels(box.xyxy, tile)) is not None:
+                others = [other.xyxy for other in tile.boxes if other is not box]
+                covered = max((intersection(xyxy, other) for other in others), default=0.0)
+                apart = covered <= _MAX_COVERED * area(xyxy)
+                found.append(Animal(tile, xyxy, box.class_id, apart))
+    return found
 
 
 def plan_modes(
@@ -27,7 +61,7 @@ def plan_modes(
     shares: Mapping[GenerateMode, float],
     start: Literal["animal", "noise"],
     water: Literal["real", "drawn"],
-    stands_out: Callable[[Tile, XYXY], bool],
+    stands_out: Callable[[Animal], bool],
     seed: int,
 ) -> tuple[PlannedPicture, ...]:
     """Give every picture its mode, and with it what it starts from and boxes; a pure function.
@@ -47,8 +81,8 @@ def plan_modes(
         shares: Mode -> its share, in any unit.
         start: Whether a placed animal starts from the real one that its box is as large as.
         water: Where animals are placed: into real background tiles, or into background pictures.
-        stands_out: Whether the animal of a tile and box can be cut out of its water. Of a class with
-            such animals only they are placed. Asked where a placed animal starts from a real one.
+        stands_out: Whether an animal can be cut out of its water. Of a class with such animals only they
+            are placed. Asked where a placed animal starts from a real one.
         seed: Of tiles, sizes and places.
 
     Raises:
@@ -99,21 +133,21 @@ class _Chooser:
         tiles: Sequence[Tile],
         rng: np.random.Generator,
         *,
-        stands_out: Callable[[Tile, XYXY], bool] | None,
+        stands_out: Callable[[Animal], bool] | None,
         drawn: Sequence[PlannedPicture] | None,
     ) -> None:
         self._stands_out = stands_out
         self._drawn = drawn
         self._rng = rng
         self._tiles = tiles
+        self._shown = [set(one.attributes) for one in drawn or ()]
+        self._placeable: dict[int, list[Animal]] = {}
         self._animals = [tile for tile in tiles if tile.boxes]
         self._empty = [tile for tile in tiles if not tile.boxes]
         self._orders: dict[tuple[object, ...], Iterator[int]] = {}
-        self._whole: dict[int, list[tuple[Tile, XYXY]]] = {}
-        for tile in self._animals:
-            for box in tile.boxes:
-                if (xyxy := _whole_pixels(box.xyxy, tile)) is not None:
-                    self._whole.setdefault(box.class_id, []).append((tile, xyxy))
+        self._whole: dict[int, list[Animal]] = {}
+        for animal in whole_animals(tiles):
+            self._whole.setdefault(animal.class_id, []).append(animal)
 
     @property
     def has_background(self) -> bool:
@@ -138,37 +172,44 @@ class _Chooser:
             return self._animals[self._next(("animals",), len(self._animals))]
         return self._animals[alike[self._next(("alike", *(wanted or ())), len(alike))]]
 
-    def background(self, attributes: Sequence[str] = ()) -> Tile:
+    def background(self, attributes: tuple[str, ...] = ()) -> Tile:
         """A tile without animals, in whose caption most of the attributes come up."""
         if not self._empty:
             raise SynthdetError(
                 "generate.mode: placed needs real train tiles without animals, and there is none: raise "
                 "prepare.background_fraction, or set generate.placed_water to drawn, or generate.mode to text"
             )
-        return self._empty[self._most_alike([tile.caption for tile in self._empty], attributes)]
+        fits = [sum(_names(tile.caption, word) for word in attributes) for tile in self._empty]
+        return self._empty[self._one_of_the_best(fits)]
 
     def water(self, picture: PlannedPicture) -> dict[str, Any]:
         """What the animals of a picture are placed into, its view, and their boxes."""
         if self._drawn is None:
             tile = self.background(picture.attributes)
             source = {"source_tile": tile.tile_id}
-        elif self._drawn:
-            prompts = [one.prompt for one in self._drawn]
-            chosen = self._drawn[self._most_alike(prompts, picture.attributes)]
-            # All pictures of a run have the size of its tiles.
-            tile, source = self._tiles[0], {"source_image": chosen.image_id}
-        else:
+        elif not self._drawn:
             raise SynthdetError(
                 "generate.placed_water: drawn places animals into the run's own background pictures, and "
                 "it has none: raise generate.background_fraction, or set generate.placed_water to real"
             )
+        elif not self._tiles:
+            raise SynthdetError(
+                "generate.mode: placed takes sizes from real animals, and there is no train tile: "
+                "set it to text"
+            )
+        else:
+            wanted = set(picture.attributes)
+            fits = [2 * len(wanted & one) - len(one) for one in self._shown]
+            chosen = self._drawn[self._one_of_the_best(fits)]
+            # All pictures of a run have the size of its tiles.
+            tile, source = self._tiles[0], {"source_image": chosen.image_id}
         boxes = self.place(picture, tile)
         return {**source, "source_view": self.view_of(tile), "placed": boxes}
 
-    def _most_alike(self, texts: Sequence[str], words: Sequence[str]) -> int:
-        """Index of a text in which most of the words come up; all such texts come up evenly."""
-        found = [sum(word in text for word in words) for text in texts]
-        alike = [index for index, number in enumerate(found) if number == max(found)]
+    def _one_of_the_best(self, fits: Sequence[int]) -> int:
+        """Index of a highest number; all such come up evenly."""
+        best = max(fits)
+        alike = [index for index, number in enumerate(fits) if number == best]
         return alike[self._next(("water", *alike), len(alike))]
 
     def view_of(self, tile: Tile) -> int:
@@ -214,11 +255,14 @@ class _Chooser:
                 "generate.mode: placed takes sizes from real animals, and none of class "
                 f"{class_id} is whole in a train tile: set it to text or image"
             )
-        animals = self._whole[class_id]
-        for _ in range(2 * len(animals)):  # each comes up at least once in so many
-            tile, xyxy = animals[self._next(("animal", class_id), len(animals))]
-            if self._stands_out is None or self._stands_out(tile, xyxy):
-                break
+        if class_id not in self._placeable:
+            animals = self._whole[class_id]
+            if self._stands_out is not None:
+                animals = [one for one in animals if self._stands_out(one)] or animals
+            self._placeable[class_id] = animals
+        animals = self._placeable[class_id]
+        animal = animals[self._next(("animal", class_id), len(animals))]
+        tile, xyxy = animal.tile, animal.xyxy
         fits = max(xyxy[2] - xyxy[0], xyxy[3] - xyxy[1]) <= min(tile.width, tile.height)
         view = int(self._rng.integers(8)) if fits else 4 * int(self._rng.integers(2))
         return tile.tile_id, xyxy, view
@@ -231,6 +275,11 @@ class _Chooser:
     def _walk(self, number: int) -> Iterator[int]:
         while True:
             yield from (int(index) for index in self._rng.permutation(number))
+
+
+def _names(text: str, word: str) -> bool:
+    """Whether words come up in a text as whole words."""
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
 
 
 def _whole_pixels(xyxy: XYXY, tile: Tile) -> XYXY | None:

@@ -161,6 +161,7 @@ class PlacedBox(Record):
     animal_tile: str | None = None
     animal_xyxy: XYXY | None = None
     animal_view: int = 0
+    correlation: float | None = None
 
 
 class SyntheticImage(Record):

@@ -29,8 +29,8 @@ class PictureRequest:
         seed: Of its noise.
         source: A picture of the same size to start from; None for noise alone.
         placed: Boxes in pixels of the source, where alone it is painted; empty for everywhere.
-        keep_detail: Whether the picture keeps what the VAE alone would lose of the source: fins and
-            flippers of a few pixels. For a source whose outlines the painting leaves where they are.
+        keep_detail: Whether the picture keeps what the VAE alone would lose of the source, fins and
+            flippers of a few pixels: where it is painted the less, the higher the strength.
     """
 
     prompt: str

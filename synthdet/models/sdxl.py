@@ -177,9 +177,11 @@ class SdxlGenerator:
             pictures = decode(vae, latents, batch_size=size, precise=precise_vae)
             sources = [one.source for one in requests if one.source is not None and one.keep_detail]
             if len(sources) == len(pictures):
+                painted = make_masks([request.placed for request in requests], width, height)
                 pictures = give_detail_back(
-                    pictures, sources, vae, batch_size=size, precise=precise_vae
-                )
+                    pictures, sources, 1 - strength * painted, vae, batch_size=size,
+                    precise=precise_vae,
+                )  # fmt: skip
             return pictures
 
     def find_batch_size(self, *, width: int, height: int) -> int:

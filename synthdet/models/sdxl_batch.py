@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from synthdet.core.pictures import is_blank
 from synthdet.core.records import XYXY
 from synthdet.models.protocols import Picture
 
@@ -108,6 +109,7 @@ def decode(vae: Any, latents: Tensor, *, batch_size: int, precise: bool = False)
 def give_detail_back(
     pictures: Sequence[Picture],
     sources: Sequence[Picture],
+    shares: Tensor,
     vae: Any,
     *,
     batch_size: int,
@@ -118,8 +120,9 @@ def give_detail_back(
     Where nothing was painted the source comes out as it was; where little was, its fine lines stay.
 
     Args:
-        pictures: ``uint8`` ``(height, width, 3)``, RGB. A black one stays black: it is to be made again.
+        pictures: ``uint8`` ``(height, width, 3)``, RGB. One of one colour stays so: it is made again.
         sources: Of each.
+        shares: ``(n, 1, height, width)``, 0..1: how much of it is given back.
         vae: A diffusers VAE; of the same precision afterwards.
         batch_size: Pictures a pass.
         precise: In float32, whatever the VAE's own precision.
@@ -128,12 +131,13 @@ def give_detail_back(
     with _in_precision(vae, precise) as dtype:
         for start in range(0, len(pictures), batch_size):
             some = slice(start, start + batch_size)
-            pixels = to_tensor(sources[some]).to(vae.device, dtype) * 2 - 1
-            back = vae.decode(vae.encode(pixels).latent_dist.mode(), return_dict=False)[0]
-            lost = ((pixels - back).float() * 127.5).nan_to_num(0.0, 0.0, 0.0)
-            for picture, rest in zip(pictures[some], lost.permute(0, 2, 3, 1).cpu(), strict=True):
+            pixels = to_tensor(sources[some]).to(vae.device) * 2 - 1
+            latents = vae.encode(pixels.to(dtype)).latent_dist.mode()
+            back = vae.decode(latents, return_dict=False)[0].float()
+            lost = ((pixels - back) * 127.5).nan_to_num(0.0, 0.0, 0.0).cpu() * shares[some]
+            for picture, rest in zip(pictures[some], lost.permute(0, 2, 3, 1), strict=True):
                 whole = (picture + rest.numpy()).round().clip(0, 255).astype(np.uint8)
-                made.append(whole if picture.any() else picture)
+                made.append(picture if is_blank(picture) else whole)
     return made
 
 

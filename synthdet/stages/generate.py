@@ -35,14 +35,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from synthdet.config import Config, GenerateConfig
-from synthdet.core.placement import plan_modes
+from synthdet.core.pictures import is_blank
+from synthdet.core.placement import plan_modes, whole_animals
 from synthdet.core.prompts import PlannedPicture, make_image_id, plan_pictures
 from synthdet.core.records import GenerateMode, Rejected, SyntheticImage, Tile
 from synthdet.errors import SynthdetError
-from synthdet.models.protocols import ImageGenerator, Picture
+from synthdet.models.protocols import ImageGenerator, Picture, PictureRequest
 from synthdet.progress import Reporter
-from synthdet.stages.generate_files import Fields, Saver, is_blank, write_picture
-from synthdet.stages.generate_sources import Sources
+from synthdet.stages.generate_files import Fields, Saver, write_picture
+from synthdet.stages.generate_sources import Sources, compare
 from synthdet.workspace import (
     StageFolder,
     Workspace,
@@ -124,6 +125,8 @@ def run(
     if settings.pictures is None:
         class_names = read_json(workspace.stage("prepare").path / "dataset.json")["classes"]
         sources = Sources(workspace.root, tiles, made.path)
+        if "placed" in settings.mode_shares() and settings.placed_start == "animal":
+            _look_at_animals(sources, tiles, reporter)
         planned = plan_modes(
             _plan(settings, class_names),
             tiles,
@@ -155,6 +158,15 @@ def run(
         runtime={**settings.settings("runtime"), **speed},
     )
     reporter.close("generate", _closing_line(counts))
+
+
+def _look_at_animals(sources: Sources, tiles: Sequence[Tile], reporter: Reporter) -> None:
+    """Try which animals stand out from their water, before the plan asks: a second for twenty."""
+    animals = whole_animals(tiles)
+    with reporter.bar("generate", len(animals), unit="animal", doing="cutting out") as advance:
+        for animal in animals:
+            sources.stands_out(animal)
+            advance(1)
 
 
 def _plan(settings: GenerateConfig, class_names: Sequence[str]) -> tuple[PlannedPicture, ...]:
@@ -324,7 +336,9 @@ def _generate(
             begun = begun or time.perf_counter()
             if not all(made.has(plan.source_image) for plan in batch if plan.source_image):
                 saver.wait()  # what they start from was drawn in an earlier batch
-            draw = partial(_draw, generator, batch, sources, settings, size_wh)
+            requests = [sources.request(plan) for plan in batch]
+            strength = settings.strength(batch[0].mode)
+            draw = partial(_draw, generator, requests, settings, size_wh, strength)
             try:
                 pictures = draw()
             except MemoryError as error:
@@ -334,9 +348,14 @@ def _generate(
                 )
                 continue
             pictures, notes = _make_blanks_again(pictures, draw)
-            rows = zip(batch, pictures, notes, strict=True)
             described = partial(_describe, number, len(batch), generator, settings)
-            saver.save([(picture, described(plan) | note) for plan, picture, note in rows])
+            rows = zip(batch, requests, pictures, notes, strict=True)
+            saver.save(
+                [
+                    (picture, described(compare(plan, request.source, picture)) | note)
+                    for plan, request, picture, note in rows
+                ]
+            )
             drawn += len(batch)
             advance(lacking)
     if not drawn:
@@ -384,22 +403,22 @@ def _open(open_generator: Callable[[], ImageGenerator]) -> ImageGenerator:
 
 def _draw(
     generator: ImageGenerator,
-    batch: Sequence[PlannedPicture],
-    sources: Sources,
+    requests: Sequence[PictureRequest],
     settings: GenerateConfig,
     size_wh: tuple[int, int],
+    strength: float,
     *,
     precise_vae: bool = False,
 ) -> list[Picture]:
     width, height = size_wh
     pictures = generator.generate(
-        [sources.request(plan) for plan in batch],
+        requests,
         width=width,
         height=height,
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
         guidance_end=settings.guidance_end,
-        strength=settings.strength(batch[0].mode),
+        strength=strength,
         precise_vae=precise_vae,
     )
     for picture in pictures:

@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any
 
 import cv2
-import numpy as np
 
 from synthdet.core.records import SyntheticImage
 from synthdet.models.protocols import Picture
@@ -23,7 +22,6 @@ from synthdet.workspace import write_bytes
 Fields = Mapping[str, Any]
 """Of a picture's record, but for those that its file tells."""
 _MAX_WRITERS = 4
-_BLANK_RANGE = 2
 _AFTER_HEADER = 8 + 25
 """Bytes of a PNG before its second chunk: the signature, and IHDR, which is always as long."""
 
@@ -171,21 +169,3 @@ class Saver:
             self._waiting.popleft().result()
         finally:
             self.stalled += time.perf_counter() - begun
-
-
-def is_blank(picture: Picture) -> bool:
-    """Whether a picture is black, or of one colour, give or take what rounding does.
-
-    Args:
-        picture: ``uint8`` ``(height, width, 3)``.
-
-    Examples:
-        >>> is_blank(np.full((48, 64, 3), 7, np.uint8))
-        True
-        >>> is_blank(np.eye(48, dtype=np.uint8)[..., None].repeat(3, axis=2) * 255)
-        False
-    """
-    for some in (picture[::8, ::8], picture):  # nearly every picture is told by few of its pixels
-        if int(np.ptp(some.reshape(-1, 3), axis=0).max()) > _BLANK_RANGE:
-            return False
-    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from synthdet.core.fusion import turn_picture
+from synthdet.core.pictures import correlation
+from synthdet.core.placement import Animal
 from synthdet.core.prompts import PlannedPicture
 from synthdet.core.records import XYXY, PlacedBox, Tile
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import Picture, PictureRequest
-from synthdet.stages.generate_cutouts import Cutout, cut_out
+from synthdet.stages.generate_cutouts import Cutout, cut_out, lay_over
 
 _MAX_CUTOUTS = 256
 """Animals that are kept cut out: at most a few hundred kilobytes each."""
@@ -41,15 +44,15 @@ class Sources:
         self._stand_out: dict[tuple[str, XYXY], bool] = {}
         self._cut_out = lru_cache(maxsize=_MAX_CUTOUTS)(self._make_cutout)
 
-    def stands_out(self, tile: Tile, xyxy: XYXY) -> bool:
-        """Whether the animal of a tile and box can be cut out of its water.
+    def stands_out(self, animal: Animal) -> bool:
+        """Whether an animal can be cut out of its water, alone.
 
         Raises:
-            SynthdetError: The tile is not there any more, or cannot be read.
+            SynthdetError: Its tile is not there any more, or cannot be read.
         """
-        key = (tile.tile_id, xyxy)
+        key = (animal.tile.tile_id, animal.xyxy)
         if key not in self._stand_out:
-            self._stand_out[key] = self._cut_out(*key) is not None
+            self._stand_out[key] = animal.is_apart and self._cut_out(*key) is not None
         return self._stand_out[key]
 
     def request(self, plan: PlannedPicture) -> PictureRequest:
@@ -79,14 +82,14 @@ class Sources:
         """The picture with the real animal that a box was sized by, where there is one to start from."""
         if box.animal_tile is None or box.animal_xyxy is None:
             return picture
-        cutout = self._cut_out(box.animal_tile, box.animal_xyxy)
+        key = (box.animal_tile, box.animal_xyxy)
+        cutout = self._cut_out(*key) if self._stand_out.get(key, True) else None
         if cutout is None:
             part = cut(
                 self._read_tile(self._tiles[box.animal_tile]), box.animal_xyxy, box.animal_view
             )
             return set_in(picture, part, box.xyxy)
-        colour = turn_picture(cutout.colour, box.animal_view)
-        return lay_over(picture, colour, turn_picture(cutout.opacity, box.animal_view), box.xyxy)
+        return lay_over(picture, cutout.seen_in(box.animal_view), box.xyxy)
 
     def _make_cutout(self, tile_id: str, xyxy: XYXY) -> Cutout | None:
         return cut_out(self._read_tile(self._tiles[tile_id]), xyxy)
@@ -96,6 +99,20 @@ class Sources:
         return _read(self._root / tile.path, again)
 
 
+def compare(plan: PlannedPicture, source: Picture | None, picture: Picture) -> PlannedPicture:
+    """The plan, with how much of each animal that was set in is still to be seen."""
+    if source is None or not plan.placed:
+        return plan
+    placed = []
+    for box in plan.placed:
+        if box.animal_tile is not None:
+            x1, y1, x2, y2 = (int(value) for value in box.xyxy)
+            alike = correlation(source[y1:y2, x1:x2], picture[y1:y2, x1:x2])
+            box = box.model_copy(update={"correlation": alike})
+        placed.append(box)
+    return replace(plan, placed=tuple(placed))
+
+
 def _read(path: Path, what_to_do: str) -> Picture:
     try:
         with Image.open(path) as image:
@@ -103,23 +120,6 @@ def _read(path: Path, what_to_do: str) -> Picture:
     except OSError as error:
         raise SynthdetError(f"{path} cannot be read: {what_to_do}") from error
     return picture
-
-
-def lay_over(picture: Picture, colour: Picture, opacity: Picture, xyxy: XYXY) -> Picture:
-    """A picture with a cut-out in it.
-
-    Args:
-        picture: ``uint8`` ``(height, width, 3)``; left as it is.
-        colour: ``uint8`` ``(h, w, 3)``, as large as the box.
-        opacity: ``uint8`` ``(h, w, 1)``: 255 hides the picture.
-        xyxy: Whole pixels.
-    """
-    x1, y1, x2, y2 = (int(value) for value in xyxy)
-    made = picture.copy()
-    alpha = opacity.astype(np.float32) / 255
-    laid = alpha * colour + (1 - alpha) * picture[y1:y2, x1:x2]
-    made[y1:y2, x1:x2] = laid.round().clip(0, 255).astype(np.uint8)
-    return made
 
 
 def cut(picture: Picture, xyxy: XYXY, view: int) -> Picture:

@@ -387,6 +387,7 @@ def _make_rules(given: _Labelled, calibration: Calibration, config: Config) -> L
         review_confidence=config.label.review_confidence,
         negatives=config.label.negatives,
         placed_confidence=config.label.review_confidence,
+        placed_correlation=config.label.placed_correlation,
         agreement=config.label.agreement,
         sizes=size_prior(real) if config.label.sizes else None,
     )

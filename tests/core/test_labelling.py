@@ -205,6 +205,43 @@ def test_the_quality_of_accepted_boxes_by_hand() -> None:
     assert measure_accepted(true[:1], [wrong_kind]).precision == 0
 
 
+@pytest.mark.parametrize(
+    ("boxes", "correlation", "status", "expected"),
+    [
+        ([], 0.95, "accept", [60]),  # a real animal that the detector does not know in such water
+        ([], 0.85, "review", []),
+        ([], None, "review", []),
+        ([60], 0.95, "accept", [60]),  # its box is the real one, not the detector's
+        ([62], 0.95, "accept", [60]),
+        ([62], 0.85, "accept", [62]),
+        ([62, 5], 0.95, "review", [60, 5]),
+    ],
+)
+def test_a_real_animal_that_is_still_there_has_its_own_box(
+    boxes: list[int], correlation: float | None, status: str, expected: list[int]
+) -> None:
+    rules = LabelRules(
+        confidence=0.5, review_confidence=0.1, negatives=True, placed_correlation=0.9
+    )
+    placed = [PlacedBox(xyxy=(60, 20, 80, 30), class_id=0, correlation=correlation)]
+    found = [
+        DetectedBox(xyxy=(x, 20, x + 20, 30), class_id=0, confidence=0.8, agreement=0.9)
+        for x in boxes
+    ]
+    label = decide_label(
+        "syn-1", found, size_wh=(96, 64), asked_for=(0,), rules=rules, placed=placed
+    )
+    assert label.status == status
+    assert [box.xyxy[0] for box in label.boxes] == expected
+
+
+def test_the_detector_decides_alone_where_that_is_asked_for() -> None:
+    placed = [PlacedBox(xyxy=(60, 20, 80, 30), class_id=0, correlation=1.0)]
+    rules = LabelRules(confidence=0.5, review_confidence=0.1, negatives=True, placed_correlation=1)
+    label = decide_label("syn-1", [], size_wh=(96, 64), asked_for=(0,), rules=rules, placed=placed)
+    assert label.status == "review"
+
+
 def test_in_drawn_water_an_unsure_box_elsewhere_needs_a_look() -> None:
     placed = [PlacedBox(xyxy=(60, 20, 90, 40), class_id=0)]
     sure = DetectedBox(xyxy=(60, 20, 90, 40), class_id=0, confidence=0.9)

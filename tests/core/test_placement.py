@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from synthdet.core.placement import plan_modes
+from synthdet.core.placement import Animal, plan_modes, whole_animals
 from synthdet.core.prompts import PlannedPicture, plan_pictures
 from synthdet.core.records import XYXY, Box, Split, Tile
 from synthdet.errors import SynthdetError
@@ -50,7 +50,7 @@ def plan(number: int = 60, background: float = 0.2, **options: Any) -> tuple[Pla
 def give(
     shares: dict[Any, float], tiles: Sequence[Tile] = TILES, start: Any = "animal",
     planned: Sequence[PlannedPicture] | None = None, water: Any = "real",
-    stands_out: Callable[[Tile, XYXY], bool] = lambda _tile, _xyxy: True, **options: Any,
+    stands_out: Callable[[Animal], bool] = lambda _animal: True, **options: Any,
 ) -> Any:  # fmt: skip
     pictures = plan(**options) if planned is None else planned
     return plan_modes(
@@ -116,9 +116,9 @@ def test_animals_that_do_not_stand_out_are_placed_only_where_none_does() -> None
     tiles = (*TILES, tile("seal-2", ((4, 4, 30, 18), 0)))
     asked: list[str] = []
 
-    def stands_out(one: Tile, _xyxy: XYXY) -> bool:
-        asked.append(one.tile_id)
-        return one.tile_id == "seal-2"
+    def stands_out(animal: Animal) -> bool:
+        asked.append(animal.tile.tile_id)
+        return animal.tile.tile_id == "seal-2"
 
     made = give({"placed": 1}, tiles, number=100, stands_out=stands_out)
     boxes = [box for one in made for box in one.placed]
@@ -129,6 +129,26 @@ def test_animals_that_do_not_stand_out_are_placed_only_where_none_does() -> None
     asked.clear()
     give({"placed": 1}, tiles, start="noise", stands_out=stands_out)
     assert asked == [], "from noise no animal is looked at"
+
+
+def test_animals_that_another_covers_are_known() -> None:
+    one, other, third = (10, 10, 30, 20), (29, 10, 50, 20), (15, 12, 40, 30)
+    tiles = [
+        tile("apart", (one, 0), (other, 0)), tile("close", (one, 0), (third, 1)),
+        tile("torn", ((0, 10, 20, 20), 0), (one, 1)), tile("val", (one, 0), split="val"),
+    ]  # fmt: skip
+    found = [
+        (animal.tile.tile_id, animal.class_id, animal.is_apart) for animal in whole_animals(tiles)
+    ]
+    assert found == [
+        ("apart", 0, True), ("apart", 0, True), ("close", 0, False), ("close", 1, False),
+        ("torn", 1, False),
+    ]  # fmt: skip
+
+
+def test_no_train_tile_is_one_line() -> None:
+    with pytest.raises(SynthdetError, match="no train tile"):
+        give({"placed": 1}, TILES[-2:], water="drawn")
 
 
 def test_drawn_water_is_a_background_picture_of_the_plan() -> None:
@@ -146,11 +166,11 @@ def test_drawn_water_is_a_background_picture_of_the_plan() -> None:
 
 @pytest.mark.parametrize("water", ["real", "drawn"])
 def test_water_fits_the_attributes_of_the_prompt(water: str) -> None:
-    seas = ("deep blue", "grey")
+    seas = ("deep blue", "blue", "grey") if water == "drawn" else ("deep blue", "grey")
     planned = plan_pictures(
         num_images=60, class_names=["seal"], prompts=["{animals} in a {sea} sea{waves}"],
         animals=None, attributes={"sea": seas, "waves": ["", ", foam"]},
-        background_prompts=["open water, a {sea} sea"], background_fraction=0.2,
+        background_prompts=["open water, a {sea} sea{waves}"], background_fraction=0.2,
         negative_prompt="", seed=3,
     )  # fmt: skip
     tiles = [
@@ -162,9 +182,11 @@ def test_water_fits_the_attributes_of_the_prompt(water: str) -> None:
     captions = {one.tile_id: one.caption for one in tiles}
     for one in made:
         if one.mode == "placed":
-            sea = next(sea for sea in seas if sea in one.prompt)
+            sea = next(sea for sea in seas if f"a {sea} sea" in one.prompt)
             shown = captions[one.source_tile] if water == "real" else prompts[one.source_image]
-            assert sea in shown
+            assert f"a {sea} sea" in shown
+            if water == "drawn":
+                assert ("foam" in shown) == ("foam" in one.prompt), "waves fit too"
             assert one.attributes == ((sea, ", foam") if "foam" in one.prompt else (sea,))
 
 

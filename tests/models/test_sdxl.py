@@ -199,25 +199,30 @@ def test_the_detail_that_the_vae_loses_is_given_back(base: Path) -> None:
     options: dict[str, Any] = {**SIZE, "num_inference_steps": 4, "guidance_scale": 4.0}
     plain = from_source(placed=True)
     kept = replace(plain, keep_detail=True)
-    (without,) = generator.generate([plain], **options)
-    (made,) = generator.generate([kept], **options)
+    (without,) = generator.generate([plain], strength=0.5, **options)
+    (made,) = generator.generate([kept], strength=0.5, **options)
     assert np.abs(made.astype(int) - SOURCE).mean() < np.abs(without.astype(int) - SOURCE).mean()
     pixels = torch.from_numpy(SOURCE).permute(2, 0, 1)[None] / 127.5 - 1
     vae = generator._pipeline.vae
     with torch.no_grad():
         back = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
     lost = ((pixels - back) * 127.5)[0].permute(1, 2, 0).numpy()
-    expected = (without + lost).round().clip(0, 255)
+    share = np.ones((HEIGHT, WIDTH, 1))
+    share[8:32, 16:40] = 1 - 0.5
+    expected = (without + share * lost).round().clip(0, 255)
     assert np.abs(made - expected).max() <= 1
 
 
-def test_a_black_picture_stays_black_to_be_made_again(base: Path) -> None:
+@pytest.mark.parametrize("colour", [0, 128, 255])
+def test_a_picture_of_one_colour_stays_so_to_be_made_again(base: Path, colour: int) -> None:
     generator = SdxlGenerator(base, **OPTIONS)
     vae = generator._pipeline.vae
-    black = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    drawn, kept = give_detail_back([SOURCE, black], [SOURCE, SOURCE], vae, batch_size=1)
-    assert drawn.any()
-    assert not kept.any()
+    noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    flat = np.full((HEIGHT, WIDTH, 3), colour, np.uint8)
+    shares = torch.ones(2, 1, HEIGHT, WIDTH)
+    changed, kept = give_detail_back([noise, flat], [SOURCE, SOURCE], shares, vae, batch_size=1)
+    assert not np.array_equal(changed, noise)
+    assert np.array_equal(kept, flat)
 
 
 @pytest.mark.parametrize("placed", [False, True])

@@ -362,6 +362,7 @@ def test_drawn_water_is_a_picture_of_the_same_run(tmp_path: Path) -> None:
         request = by_seed[record.seed]
         assert request.source is not None
         assert request.keep_detail
+        assert all(-1 <= (box.correlation or 0) < 0.5 for box in record.placed or ()), "fake noise"
         differs = (water != request.source).any(axis=2)
         for box in record.placed or ():
             x1, y1, x2, y2 = (int(value) for value in box.xyxy)

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from synthdet.core.fusion import NUM_VIEWS, turn_picture
 from synthdet.core.records import XYXY
-from synthdet.stages.generate_cutouts import cut_out
-from synthdet.stages.generate_sources import lay_over
+from synthdet.stages.generate_cutouts import cut_out, lay_over
 
 WATER = (40.0, 110.0, 120.0)
 SKIN = (60.0, 55.0, 60.0)
@@ -32,7 +32,7 @@ def picture(
     return mixed.round().clip(0, 255).astype(np.uint8), where
 
 
-@pytest.mark.parametrize("enlarge", [1.0, 5.0])
+@pytest.mark.parametrize("enlarge", [1.0, 5.0, 12.0])
 def test_an_animal_is_cut_out_along_its_outline(enlarge: float) -> None:
     pixels, where = picture(enlarge=enlarge)
     x1, y1, x2, y2 = (round(value * enlarge) for value in BOX)
@@ -43,8 +43,8 @@ def test_an_animal_is_cut_out_along_its_outline(enlarge: float) -> None:
     assert cutout.colour.shape == (*expected.shape, 3)
     found = cutout.opacity[..., 0] / 255
     overlap = np.minimum(found, expected).sum() / np.maximum(found, expected).sum()
-    assert overlap > 0.9
-    assert found.sum() == pytest.approx(expected.sum(), rel=0.05), "neither grown nor shrunk"
+    assert overlap > 0.88
+    assert found.sum() == pytest.approx(expected.sum(), rel=0.12), "neither grown nor shrunk"
     assert max(found[-1, 0], found[0, -1]) < 0.01, "the corners of the box are water"
 
 
@@ -54,17 +54,50 @@ def test_no_old_water_is_left_at_its_edges() -> None:
     assert cutout is not None
     x1, y1, x2, y2 = (int(value) for value in BOX)
     new = np.full_like(pixels, (200, 60, 30))
-    laid = lay_over(new, cutout.colour, cutout.opacity, BOX)
+    laid = lay_over(new, cutout, BOX)
     assert (new == (200, 60, 30)).all(), "left as it was"
     true = where[..., None] * np.array(SKIN) + (1 - where[..., None]) * np.array((200, 60, 30))
     edge = (where > 0.2) & (where < 0.8)
     box = new.copy()
     box[y1:y2, x1:x2] = pixels[y1:y2, x1:x2]
     of_cutout, of_box = (np.abs(one - true)[edge].mean() for one in (laid, box))
-    assert of_cutout < of_box / 3
+    assert of_cutout < of_box / 2.5
     outside = np.ones(pixels.shape[:2], bool)
     outside[y1:y2, x1:x2] = False
     assert (laid[outside] == new[outside]).all()
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.6])
+def test_as_much_of_the_new_water_lies_before_it(depth: float) -> None:
+    blue = np.array((20.0, 60.0, 160.0))
+    pixels, where = picture(skin=tuple(depth * np.array(WATER) + (1 - depth) * np.array(SKIN)))
+    cutout = cut_out(pixels, BOX)
+    assert cutout is not None
+    laid = lay_over(np.full_like(pixels, blue.astype(np.uint8)), cutout, BOX)
+    expected = depth * blue + (1 - depth) * np.array(SKIN)
+    body = laid[cv2.erode(where, np.ones((5, 5))) > 0.99].mean(axis=0)
+    assert np.abs(body - expected).max() < 8, "of another colour than the old water gave it"
+
+
+def test_in_water_without_a_hue_it_keeps_its_colour() -> None:
+    grey = np.full((64, 100, 3), (120, 121, 120), np.uint8)
+    _, where = picture()
+    pixels = np.where(where[..., None] > 0.5, (90, 60, 40), grey).astype(np.uint8)
+    cutout = cut_out(pixels, BOX)
+    assert cutout is not None
+    laid = lay_over(np.full_like(grey, (20, 60, 160)), cutout, BOX)
+    inner = cv2.erode(where, np.ones((5, 5))) > 0.99
+    assert np.abs(laid[inner].mean(axis=0) - (90, 60, 40)).max() < 2
+
+
+@pytest.mark.parametrize("view", range(NUM_VIEWS))
+def test_all_of_a_cutout_is_turned(view: int) -> None:
+    cutout = cut_out(picture()[0], BOX)
+    assert cutout is not None
+    turned = cutout.seen_in(view)
+    assert np.array_equal(turned.colour, turn_picture(cutout.colour, view))
+    assert np.array_equal(turned.opacity, turn_picture(cutout.opacity, view))
+    assert np.array_equal(turned.veil, turn_picture(cutout.veil, view))
 
 
 def test_foam_beside_it_is_not_the_animal() -> None:
@@ -75,9 +108,24 @@ def test_foam_beside_it_is_not_the_animal() -> None:
     assert cutout.opacity[1:4, 40:44].max() < 128
 
 
-@pytest.mark.parametrize("what", ["nothing", "the wrong box", "everything"])
+def test_a_large_animal_keeps_its_thin_parts() -> None:
+    pixels, where = picture(enlarge=8.0)
+    x1, y1, x2, y2 = (round(value * 8.0) for value in BOX)
+    pixels[200:300, 470:478] = SKIN  # a flipper, eight pixels wide
+    where[200:300, 470:478] = 1
+    cutout = cut_out(pixels, (x1, y1, x2, y2))
+    assert cutout is not None
+    fin = cutout.opacity[200 - y1 : 225 - y1, 470 - x1 : 478 - x1]
+    assert (fin > 128).mean() > 0.8
+    steps = np.abs(np.diff(cutout.opacity[..., 0].astype(int), axis=1))
+    assert steps.max() < 150, "no stairs"
+
+
+@pytest.mark.parametrize("what", ["nothing", "the wrong box", "everything", "a patch"])
 def test_what_does_not_stand_out_is_not_cut_out(what: str) -> None:
     pixels, _ = picture(skin=WATER) if what == "nothing" else picture()
+    if what == "a patch":
+        pixels[23:41, 31:77] = 200
     boxes: dict[str, XYXY] = {"the wrong box": (30, 2, 78, 42), "everything": (0, 0, 100, 64)}
     assert cut_out(pixels, boxes.get(what, BOX)) is None
 
