@@ -169,3 +169,49 @@ def _more(now: int) -> list[int]:
     """Larger numbers to try, a few per cent apart, up to `MAX_GROWTH` times."""
     steps = np.geomspace(now + 1, now * MAX_GROWTH, 400)
     return sorted({int(step) for step in np.ceil(steps)})
+
+
+def is_clearly_better(first: Floats, second: Floats) -> bool:
+    """Whether a measure is higher by more than the standard error of the difference.
+
+    The standard error is the jackknife's. Source: the one-standard-error rule of Breiman et al.,
+    *Classification and Regression Trees* (1984), section 3.4.3; Efron & Tibshirani (1993), chapter 11.
+
+    Args:
+        first: ``(1 + groups,)`` a measure on all pictures, then with each group of them left out. NaN
+            where it is not defined.
+        second: Likewise, on the same pictures.
+
+    Examples:
+        >>> same = np.full(9, 0.5)
+        >>> is_clearly_better(same + 0.1, same), is_clearly_better(same, same)
+        (True, False)
+        >>> is_clearly_better(np.array([0.6, 0.5, 0.5, 0.8]), np.full(4, 0.5))
+        False
+    """
+    gain = first[0] - second[0]
+    left_out = (first - second)[1:]
+    left_out = left_out[~np.isnan(left_out)]
+    number = len(left_out)
+    if number < 2:
+        return False
+    error = np.sqrt((number - 1) / number * ((left_out - left_out.mean()) ** 2).sum())
+    return bool(gain > max(error, 1e-9))
+
+
+@dataclass(slots=True)
+class LatestNotWorse:
+    """Chooses among the weights of a training, as they come: the latest that no others clearly beat."""
+
+    _peak: Floats | None = None
+
+    def keeps(self, looks: Floats) -> bool:
+        """Whether these are to be kept instead of the ones before.
+
+        Args:
+            looks: As in `is_clearly_better`.
+        """
+        kept = self._peak is None or not is_clearly_better(self._peak, looks)
+        if self._peak is None or looks[0] > self._peak[0]:
+            self._peak = looks
+        return kept

@@ -219,7 +219,7 @@ class YoloTrainer:
         """As `DetectorTrainer.train`.
 
         AdamW; the rate rises over a tenth of the steps and falls in a line; mosaic but for the last
-        fifth; the averaged weights with the best map50_95 of ten looks at val.
+        fifth; of ten looks at val the latest averaged weights that are not clearly worse than others.
 
         Raises:
             SynthdetError: The training failed.

@@ -120,7 +120,7 @@ class DetectorTrainer(Protocol):
         image_size: int,
         on_step: Callable[[int], None],
     ) -> None:
-        """Write the best-on-val weights into ``weights_dir``, whole or not at all.
+        """Write weights that no others beat clearly on val into ``weights_dir``, whole or not at all.
 
         Exactly ``max_train_steps`` optimizer steps, whatever the number of pictures; the same
         arguments give the same bits on the same machine. ``on_step`` hears how many are done.

@@ -276,7 +276,7 @@ def _facts_table(report: Report) -> str:
         trained_on += ", and the synthetic pictures alone in the last"
     facts = {
         "trained on": trained_on,
-        "best weights chosen on": f"{verdict['val_pictures']} real val tiles",
+        "weights chosen on": f"{verdict['val_pictures']} real val tiles",
         "tested on": (
             f"{verdict['test_pictures']} real test tiles of {verdict['test_photos']} photos with "
             f"{verdict['test_boxes']} animals, in {verdict['test_groups']} groups"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import doctest
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from synthdet.core import differences
 from synthdet.core.differences import (
     Difference,
+    LatestNotWorse,
     Spread,
+    is_clearly_better,
     judge,
     needed_to_settle,
     paired_difference,
@@ -141,3 +144,37 @@ def test_the_variances_are_found_again() -> None:
     for name, truth in (("seed", 0.09), ("group", 1.0), ("rest", 0.36)):
         mean = np.mean([getattr(one, name) for one in found])
         assert mean == pytest.approx(truth, rel=0.15), name
+
+
+def looks(values: Sequence[float]) -> np.ndarray:
+    """A mean over pictures, on all of them and without each in turn."""
+    every = np.array(values, dtype=float)
+    return np.array([every.mean(), *((every.sum() - every) / (len(every) - 1))])
+
+
+def test_better_is_clear_only_beyond_its_standard_error() -> None:
+    rng = np.random.default_rng(0)
+    worse = rng.uniform(0.3, 0.9, 40)
+    gains = rng.normal(0.0, 0.1, 40)
+    gains -= gains.mean()
+    error = gains.std(ddof=1) / np.sqrt(40)  # what the jackknife of a mean comes to
+    for share, clear in ((0.9, False), (1.1, True)):
+        better = worse + gains + share * error
+        assert is_clearly_better(looks(better), looks(worse)) == clear
+        assert not is_clearly_better(looks(worse), looks(better))
+
+
+def test_without_two_pictures_nothing_is_clear() -> None:
+    assert not is_clearly_better(np.array([0.9, np.nan]), np.array([0.1, 0.2]))
+    assert not is_clearly_better(np.array([0.9]), np.array([0.1]))
+
+
+def test_the_latest_weights_are_kept_unless_others_clearly_beat_them() -> None:
+    choice = LatestNotWorse()
+    good, slightly_worse, spoiled = [0.8] * 8, [0.8] * 7 + [0.7], [0.5] * 8
+    kept = [choice.keeps(looks(one)) for one in ([0.2] * 8, good, slightly_worse, spoiled, good)]
+    assert kept == [True, True, True, False, True]
+    # Many small steps down are no way around it: all are held against the best.
+    choice = LatestNotWorse()
+    falling = [[0.8 - 0.001 * step] * 8 for step in range(5)]
+    assert [choice.keeps(looks(one)) for one in falling] == [True, False, False, False, False]
