@@ -179,7 +179,7 @@ class SdxlGenerator:
             if len(sources) == len(pictures):
                 painted = make_masks([request.placed for request in requests], width, height)
                 pictures = give_detail_back(
-                    pictures, sources, 1 - strength * painted, vae, batch_size=size,
+                    pictures, sources, 1 - strength**2 * painted, vae, batch_size=size,
                     precise=precise_vae,
                 )  # fmt: skip
             return pictures

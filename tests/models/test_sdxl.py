@@ -208,7 +208,7 @@ def test_the_detail_that_the_vae_loses_is_given_back(base: Path) -> None:
         back = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
     lost = ((pixels - back) * 127.5)[0].permute(1, 2, 0).numpy()
     share = np.ones((HEIGHT, WIDTH, 1))
-    share[8:32, 16:40] = 1 - 0.5
+    share[8:32, 16:40] = 1 - 0.5**2
     expected = (without + share * lost).round().clip(0, 255)
     assert np.abs(made - expected).max() <= 1
 
