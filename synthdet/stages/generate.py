@@ -161,7 +161,7 @@ def run(
 
 
 def _look_at_animals(sources: Sources, tiles: Sequence[Tile], reporter: Reporter) -> None:
-    """Try which animals stand out from their water, before the plan asks: a second for twenty."""
+    """Try which animals stand out from their water, before the plan asks: seconds for a hundred."""
     animals = whole_animals(tiles)
     with reporter.bar("generate", len(animals), unit="animal", doing="cutting out") as advance:
         for animal in animals:

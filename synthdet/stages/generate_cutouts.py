@@ -1,7 +1,7 @@
 """Real animals cut out of the water around them, along their outline, and laid into other water.
 
 A detector that learns from rectangles set into other water learns the rectangles: on the embedded
-default they cost a tenth of map50_95, and the same animals cut out along their outline gain as much.
+default they cost 0.1 of map50_95, where the same animals cut out along their outline gain half of that.
 Source: Dwibedi et al., "Cut, Paste and Learn: Surprisingly Easy Synthesis for Instance Detection", 2017.
 """
 
@@ -37,7 +37,6 @@ _MAX_FILLED: Final = 0.85
 """A shape that fills more of its own box is a patch around the animal; an ellipse fills 0.79."""
 _MIN_OPACITY: Final = 0.3
 """Below it a pixel is mostly water, and says little about the animal's colour."""
-
 _MIN_HUE: Final = 12.0
 """Length of a colour's difference from grey, 0..255, that is a hue."""
 
@@ -166,9 +165,7 @@ def _find_shape(
     cv2.setRNGSeed(0)
     backdrop, animal = np.zeros((1, 65)), np.zeros((1, 65))
     try:
-        cv2.grabCut(
-            large, mask, None, backdrop, animal, _ITERATIONS, cv2.GC_INIT_WITH_MASK
-        )  # fmt: skip
+        cv2.grabCut(large, mask, None, backdrop, animal, _ITERATIONS, cv2.GC_INIT_WITH_MASK)
     except cv2.error:  # too few pixels of a kind for a mixture
         return None
     return _tidy(np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8))
