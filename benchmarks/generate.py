@@ -199,7 +199,7 @@ def _measure_placed(
 ) -> dict[str, Any]:
     if run is None or judge is None:
         return dict.fromkeys(PLACED_TARGETS)
-    from synthdet.models.detector import DetectorProcess, YoloDetector
+    from synthdet.models.detector import ChildDetector, DetectorProcess
 
     root = work / "placed"
     shutil.rmtree(root, ignore_errors=True)
@@ -217,7 +217,7 @@ def _measure_placed(
     run_stage("generate", workspace, QUIET)
     images = read_records(workspace.stage("generate").path / "images.jsonl", SyntheticImage)
     with DetectorProcess(threads=1) as process:
-        detector = YoloDetector(
+        detector = ChildDetector(
             judge, image_size=images[0].width, batch_size=32, device="cpu", threads=1, trust=False,
             process=process,
         )  # fmt: skip

@@ -212,15 +212,15 @@ Look = Callable[[Sequence[Path], int], list[list[list[float]]]]
 
 
 def _open_ours(device: str) -> Look:
-    from synthdet.models.detector import DetectorProcess, YoloDetector
+    from synthdet.models.detector import ChildDetector, DetectorProcess
     from synthdet.pipeline import DETECT_BATCH
 
     process = DetectorProcess(threads=2)
-    opened: dict[int, YoloDetector] = {}
+    opened: dict[int, ChildDetector] = {}
 
     def look(paths: Sequence[Path], size: int) -> list[list[list[float]]]:
         if size not in opened:
-            opened[size] = YoloDetector(
+            opened[size] = ChildDetector(
                 weights_dir() / "yolo", image_size=size, batch_size=DETECT_BATCH, device=device,
                 threads=2, trust=False, process=process,
             )  # fmt: skip
@@ -244,7 +244,8 @@ def _open_loop(work: Path, device: str) -> Look:
     import torch
     from ultralytics import YOLO
 
-    from synthdet.models.yolo import Start, load_network
+    from synthdet.models.detector import Start
+    from synthdet.models.yolo import load_network
 
     torch.set_num_threads(2)
     model = YOLO("yolo11n.yaml")

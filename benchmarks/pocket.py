@@ -124,9 +124,9 @@ class Judge:
     """Humpbacks in pictures, as a detector sees them that has seen thousands."""
 
     def __init__(self, weights: Path) -> None:
-        from synthdet.models.detector import YoloDetector
+        from synthdet.models.detector import ChildDetector
 
-        self._detector = YoloDetector(
+        self._detector = ChildDetector(
             weights, image_size=SIZE, batch_size=32, device="cpu", threads=1, trust=False
         )
         self._humpback = self._detector.names.index(HUMPBACK)
@@ -141,7 +141,7 @@ class Judge:
 
 def train_judge(folder: Path, plan: Plan) -> None:
     """A YOLO11n from scratch on as many humpback as base scenes, 1 in 10 for val."""
-    from synthdet.models.detector import YoloTrainer
+    from synthdet.models.detector import ChildTrainer
 
     data = folder / "scenes"
     if not (data / "data.yaml").exists():
@@ -154,7 +154,7 @@ def train_judge(folder: Path, plan: Plan) -> None:
             "names": dict(enumerate(JUDGE_CLASSES)),
         }
         (data / "data.yaml").write_text(yaml.safe_dump(fields))
-    trainer = YoloTrainer("yolo11n", device="cpu", threads=1)
+    trainer = ChildTrainer("yolo11n", device="cpu", threads=1)
     trainer.train(
         data / "data.yaml",
         folder / "weights",

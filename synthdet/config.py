@@ -360,21 +360,21 @@ class LabelConfig(Section):
     """Detector -> boxes, checked."""
 
     weights: str | None = None
-    """Your own detector: an ultralytics .pt (see `trust`), or a folder with model.safetensors written by synthdet. Without it the run trains its own on the real train tiles."""
+    """Your own detector: a folder written by synthdet, or by transformers' `save_pretrained`, or an ultralytics .pt (see `trust`). Without it the run trains its own on the real train tiles."""
     trust: bool = False
     """A .pt file can run code when it is loaded. Set to true for files whose origin you know."""
     class_map: dict[str, str] | None = None
     """With `weights`: the detector's class name -> the run's. Without it the names must be equal, or there is one class on both sides."""
     detector: str = "yolo11n"
-    """Architecture the run's own detector starts from: an ultralytics model name, a folder written by synthdet, or `pocket`."""
+    """What the run's own detector starts from: an ultralytics model name (random weights), a folder written by synthdet, `pocket`, or a transformers detector (RT-DETR, RT-DETRv2, D-FINE; Apache-2.0) by hub id or folder, like `PekingU/rtdetr_r18vd`. Which library opens it is seen from what it is, and told."""
     image_size: int | None = Field(None, ge=32, multiple_of=32)
     """Side in pixels the detector sees. null: the tiles' resolution."""
     max_train_steps: int = Field(1500, ge=1)
     """Optimizer steps of the run's own detector."""
     train_batch_size: int = Field(16, ge=1)
     """Pictures a step."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """Of AdamW."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Of AdamW. null: what suits the detector, 1e-3 with ultralytics and 1e-4 with transformers (a tenth of it for the backbone)."""
     seed: int = 0
     """Seed of the training."""
     views: bool = True
@@ -446,8 +446,8 @@ class EvaluateConfig(Section):
     """Optimizer steps, the same in every arm."""
     train_batch_size: int = Field(16, ge=1)
     """Pictures a step."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """Of AdamW."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Of AdamW. null: what suits the detector, 1e-3 with ultralytics and 1e-4 with transformers (a tenth of it for the backbone)."""
     device: Literal["auto", "cpu", "cuda"] = _runtime("auto")
     """Where the networks run."""
     workers: int = _runtime(1, ge=1)

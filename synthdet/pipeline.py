@@ -153,7 +153,9 @@ def _label(workspace: Workspace, config: Config, reporter: Reporter, redo: bool)
             workspace,
             config,
             reporter,
-            open_trainer=lambda: _open_detector_trainer(config, config.label, process),
+            open_trainer=lambda: _open_detector_trainer(
+                config, config.label, process, partial(reporter.note, "label")
+            ),
             open_detector=lambda weights: _open_detector(config, config.label, weights, process),
             redo=redo,
         )
@@ -185,7 +187,9 @@ def _evaluate(workspace: Workspace, config: Config, reporter: Reporter, redo: bo
             workspace,
             config,
             reporter,
-            open_trainer=lambda: _open_detector_trainer(config, config.evaluate, process),
+            open_trainer=lambda: _open_detector_trainer(
+                config, config.evaluate, process, partial(reporter.note, "evaluate")
+            ),
             open_detector=lambda weights: _open_detector(config, config.evaluate, weights, process),
             redo=redo,
         )
@@ -320,25 +324,30 @@ def _open_embedder(config: Config) -> ImageEmbedder:
 
 
 def _open_detector_trainer(
-    config: Config, settings: LabelConfig | EvaluateConfig, process: DetectorProcess
+    config: Config,
+    settings: LabelConfig | EvaluateConfig,
+    process: DetectorProcess,
+    note: Callable[[str], None],
 ) -> DetectorTrainer:
-    from synthdet.models.detector import YoloTrainer
+    from synthdet.models.detector import ChildTrainer
 
-    return YoloTrainer(
+    trainer = ChildTrainer(
         _embedded(settings.detector, "yolo"),
         device=settings.device,
         threads=settings.workers,
         trust=config.label.trust,
         process=process,
     )
+    note(f"the detector starts from {settings.detector} and is trained with {trainer.library}")
+    return trainer
 
 
 def _open_detector(
     config: Config, settings: LabelConfig | EvaluateConfig, weights: Path, process: DetectorProcess
 ) -> Detector:
-    from synthdet.models.detector import YoloDetector
+    from synthdet.models.detector import ChildDetector
 
-    return YoloDetector(
+    return ChildDetector(
         weights,
         image_size=settings.image_size or config.prepare.resolution,
         batch_size=DETECT_BATCH,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,10 +13,16 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from transformers import (
+    AutoModelForObjectDetection,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    DFineConfig,
+    HGNetV2Config,
+    RTDetrConfig,
+    RTDetrResNetConfig,
+    RTDetrV2Config,
 )
 
 TINY_MAX_TOKENS = 77
@@ -110,4 +117,64 @@ def tiny_sdxl(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) 
         add_watermarker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def tiny_detr(
+    folder: Path, *, kind: str = "rt_detr", class_names: Sequence[str] = ("thing", "other")
+) -> Path:
+    """Save an ordinary transformers detector with random weights that can learn in seconds.
+
+    Args:
+        folder: Where it goes.
+        kind: ``rt_detr``, ``rt_detr_v2`` or ``d_fine``.
+        class_names: Its classes.
+
+    Returns:
+        The folder, ready for ``AutoModelForObjectDetection.from_pretrained``.
+    """
+    widths = [8, 16, 24, 32]
+    stages = ["stage2", "stage3", "stage4"]
+    resnet = RTDetrResNetConfig(
+        embedding_size=8,
+        hidden_sizes=widths,
+        depths=[1] * 4,
+        layer_type="basic",
+        out_features=stages,
+    )
+    hgnet = HGNetV2Config(
+        stem_channels=[3, 8, 8], stage_in_channels=[8, *widths[:-1]], stage_mid_channels=[8] * 4,
+        stage_out_channels=widths, stage_num_blocks=[1] * 4, stage_numb_of_layers=[1] * 4,
+        hidden_sizes=widths, depths=[1] * 4, out_features=stages,
+    )  # fmt: skip
+    configs = {"rt_detr": RTDetrConfig, "rt_detr_v2": RTDetrV2Config, "d_fine": DFineConfig}
+    config = configs[
+        kind
+    ](
+        backbone_config=hgnet if kind == "d_fine" else resnet,
+        freeze_backbone_batch_norms=False,  # they have not learned anything
+        encoder_in_channels=widths[1:],
+        encoder_hidden_dim=32,
+        encoder_ffn_dim=32,
+        encoder_attention_heads=2,
+        d_model=32,
+        num_queries=20,
+        decoder_in_channels=[32] * 3,
+        decoder_ffn_dim=32,
+        decoder_layers=2,
+        decoder_attention_heads=2,
+        decoder_n_points=[2] * 3 if kind == "d_fine" else 2,
+        num_denoising=10,
+        initializer_range=0.1,
+        initializer_bias_prior_prob=0.01,
+        id2label=dict(enumerate(class_names)),
+        label2id={name: number for number, name in enumerate(class_names)},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = AutoModelForObjectDetection.from_config(config)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # transformers starts them at next to nothing
+            torch.nn.init.ones_(module.weight)
+    network.save_pretrained(folder)
     return folder

@@ -1,12 +1,16 @@
-"""The detector, trained and run by ultralytics in a child process.
+"""Detectors, trained and run in a child process: ultralytics' and transformers'.
 
 ultralytics (AGPL-3.0) is never imported here: loaded, it changes its process's threads and environment,
-looks up names on the network and downloads a font. `detector_worker` is its own process, this module
-the telephone. A child that dies or fails becomes a `SynthdetError` with its last useful line.
+looks up names on the network and downloads a font; and any training wants torch's threads, flags and
+random generator for itself. `detector_worker` is that process, this module the telephone. A child that
+dies or fails becomes a `SynthdetError` with its last useful line.
 
-Weights on disk are a folder: ``model.safetensors`` (the keys of ultralytics' ``state_dict``),
-``model.json`` (``architecture``: a name that ultralytics ships, or the whole description; and
-``image_size``) and ``names.json`` (class names in the order of their ids). Never a pickle.
+Which library opens a detector is seen from what it is (`find_start`). Weights on disk are a folder,
+never a pickle. ultralytics': ``model.safetensors`` (the keys of its ``state_dict``), ``model.json``
+(``architecture``: a name that ultralytics ships, or the whole description; and ``image_size``) and
+``names.json`` (class names in the order of their ids). transformers': what its ``save_pretrained``
+writes, ``config.json`` (architecture and class names), ``model.safetensors`` and
+``preprocessor_config.json`` (picture size and colours).
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,19 +26,25 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
 from synthdet.core.records import DetectedBox
 from synthdet.errors import SynthdetError
 
-WEIGHT_FILES = ("model.safetensors", "model.json", "names.json")
+_ULTRALYTICS_FILES = ("model.safetensors", "model.json", "names.json")
+_TRANSFORMERS_FILES = ("model.safetensors", "config.json", "preprocessor_config.json")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""``owner/name``."""
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder holds whole weights."""
-    return all((folder / name).is_file() for name in WEIGHT_FILES)
+    """Whether a folder holds whole weights as a training leaves them."""
+    return any(
+        all((folder / name).is_file() for name in files)
+        for files in (_ULTRALYTICS_FILES, _TRANSFORMERS_FILES)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +162,38 @@ def _end(child: _Child) -> None:
     child.log.close()
 
 
-def _find(detector: str | Path, *, trust: bool) -> dict[str, str]:
-    """Which of the three kinds of start weights a name is."""
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a network is loaded from.
+
+    Attributes:
+        kind: ``architecture`` (a name that ultralytics ships), ``folder`` (written by synthdet, for
+            ultralytics), ``checkpoint`` (a .pt file) or ``transformers`` (a folder or hub name).
+        where: The name, or the absolute path.
+    """
+
+    kind: str
+    where: str
+
+    @property
+    def library(self) -> str:
+        """Who opens it, with its licence."""
+        if self.kind == "transformers":
+            return "transformers (Apache-2.0)"
+        return "ultralytics (AGPL-3.0)"
+
+
+def find_start(detector: str | Path, *, trust: bool) -> Start:
+    """Which kind of detector a name is.
+
+    Args:
+        detector: A folder with transformers' ``config.json``, or written by synthdet; a ``.pt`` file;
+            a hub name (``owner/name``) of a transformers detector; or an architecture of ultralytics.
+        trust: Whether a ``.pt`` file may be loaded.
+
+    Raises:
+        SynthdetError: It is none of these, or a pickle that is not trusted.
+    """
     path = Path(detector)
     if path.suffix == ".pt":
         if not path.is_file():
@@ -164,24 +205,39 @@ def _find(detector: str | Path, *, trust: bool) -> dict[str, str]:
                 f"{path}: a .pt file can run code when it is loaded; if you know where it comes from, "
                 "set label.trust to true"
             )
-        return {"kind": "checkpoint", "where": str(path.absolute())}
+        return Start("checkpoint", str(path.absolute()))
     if path.is_dir():
-        if missing := [name for name in WEIGHT_FILES if not (path / name).is_file()]:
-            raise SynthdetError(f"{path} holds no detector: {missing[0]} is missing")
-        return {"kind": "folder", "where": str(path.absolute())}
+        return Start(_kind_of_folder(path), str(path.absolute()))
+    if path.suffix not in (".yaml", ".yml") and _HUB_NAME.fullmatch(str(detector)):
+        return Start("transformers", str(detector))
     if len(path.parts) > 1:
         raise SynthdetError(
-            f"there is no detector {detector}: name a folder written by synthdet, a .pt file, or an architecture like yolo11n"
+            f"there is no detector {detector}: name a folder written by synthdet or of a transformers "
+            "detector, a .pt file, or an architecture like yolo11n"
         )
-    return {"kind": "architecture", "where": str(detector)}
+    return Start("architecture", str(detector))
 
 
-class YoloTrainer:
-    """Trains a YOLO on a YOLO folder.
+def _kind_of_folder(folder: Path) -> str:
+    if (folder / "config.json").is_file():
+        if not any(folder.glob("*.safetensors")):
+            raise SynthdetError(
+                f"{folder} holds no detector: there are no weights as safetensors beside config.json (other "
+                "formats can run code when they are loaded: write it anew with save_pretrained)"
+            )
+        return "transformers"
+    if missing := [name for name in _ULTRALYTICS_FILES if not (folder / name).is_file()]:
+        raise SynthdetError(
+            f"{folder} holds no detector: {missing[0]} is missing (or config.json, if it is one of transformers')"
+        )
+    return "folder"
+
+
+class ChildTrainer:
+    """Trains a detector on a YOLO folder, in the child.
 
     Args:
-        detector: An architecture that ultralytics ships (random start weights), a folder of weights,
-            or a ``.pt`` file.
+        detector: What it starts from: see `find_start`. An architecture has random start weights.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: On a CPU.
         trust: Whether a ``.pt`` file may be loaded.
@@ -200,7 +256,9 @@ class YoloTrainer:
         trust: bool = False,
         process: DetectorProcess | None = None,
     ) -> None:
-        self._start = _find(detector, trust=trust)
+        self._start = find_start(detector, trust=trust)
+        self.library = self._start.library
+        """Who trains it."""
         self._device = device
         self._process = process or DetectorProcess(threads)
 
@@ -212,14 +270,15 @@ class YoloTrainer:
         seed: int,
         max_train_steps: int,
         train_batch_size: int,
-        learning_rate: float,
+        learning_rate: float | None,
         image_size: int,
         on_step: Callable[[int], None],
     ) -> None:
         """As `DetectorTrainer.train`.
 
-        AdamW; the rate rises over a tenth of the steps and falls in a line; mosaic but for the last
-        fifth; of ten looks at val the latest averaged weights that are not clearly worse than others.
+        AdamW; the rate rises over a tenth of the steps and falls in a line; the last fifth sees
+        pictures whole; of ten looks at val the latest averaged weights that are not clearly worse than
+        others.
 
         Raises:
             SynthdetError: The training failed.
@@ -231,7 +290,7 @@ class YoloTrainer:
         self._process.ask(
             {
                 "job": "train",
-                **self._start,
+                **asdict(self._start),
                 "device": self._device,
                 "data_yaml": str(data_yaml.absolute()),
                 "weights_dir": str(weights_dir.absolute()),
@@ -249,11 +308,11 @@ class YoloTrainer:
         self._process.close()
 
 
-class YoloDetector:
-    """Draws boxes in picture files. Overlapping boxes of a class (IoU above 0.7) are thinned out.
+class ChildDetector:
+    """Draws boxes in picture files, in the child.
 
     Args:
-        weights: A folder of weights, or a ``.pt`` file.
+        weights: A folder of weights, or a ``.pt`` file: see `find_start`.
         image_size: Side in pixels of the square that the network sees; pictures are fitted into it.
         batch_size: Pictures a forward pass, at most.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -278,7 +337,7 @@ class YoloDetector:
         trust: bool,
         process: DetectorProcess | None = None,
     ) -> None:
-        self._start = _find(weights, trust=trust)
+        self._start = find_start(weights, trust=trust)
         self._image_size = image_size
         self._batch_size = batch_size
         self._device = device
@@ -324,6 +383,6 @@ class YoloDetector:
         self.close()
 
     def _open(self) -> Any:
-        answer = self._process.ask({"job": "open", **self._start, "device": self._device})
+        answer = self._process.ask({"job": "open", **asdict(self._start), "device": self._device})
         self._process.opened_by = self
         return answer

@@ -1,11 +1,11 @@
-"""The process in which ultralytics lives: jobs come in as JSON lines, answers go out as JSON lines.
+"""The process in which detectors live: jobs come in as JSON lines, answers go out as JSON lines.
 
 Started by `synthdet.models.detector` as ``python -m synthdet.models.detector_worker THREADS``. It ends
 when its standard input ends, so it never outlives the process that started it, however that died.
 
 Reads (stdin), one object a line: ``{"job": "train" | "open" | "detect" | "read", ...}``.
 Writes (stdout): ``{"step": n}`` while training, and ``{"done": ...}`` or ``{"error": line}`` for each job.
-What ultralytics prints goes to stderr.
+What the libraries print goes to stderr. Each is imported with the first job that needs it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from types import ModuleType
+from typing import Any, TextIO
 
 from synthdet.core.fusion import NUM_VIEWS
 from synthdet.errors import SynthdetError
-
-if TYPE_CHECKING:
-    from ultralytics.nn.tasks import DetectionModel
+from synthdet.models.detector import Start
 
 
 def main(threads: int) -> None:
@@ -87,22 +86,38 @@ def _explain(error: Exception) -> str:
     return f"the detector's process failed: {type(error).__name__}: {line}"
 
 
+def _import_library(kind: str, threads: int) -> ModuleType:
+    """The adapter that opens a kind of detector: `detr` or `yolo`, which offer the same functions."""
+    import torch
+
+    library: ModuleType
+    if kind == "transformers":
+        from synthdet.models import detr
+
+        library = detr
+    else:
+        from synthdet.models import yolo
+
+        library = yolo
+    torch.set_num_threads(threads)  # the import of ultralytics has set its own
+    return library
+
+
 class _Worker:
     """Keeps the detector that was opened last."""
 
     def __init__(self, threads: int, answers: TextIO) -> None:
         import torch
 
-        from synthdet.models import yolo
         from synthdet.models.devices import resolve_device
 
-        torch.set_num_threads(threads)  # the import of ultralytics has set its own
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.deterministic = True
-        self._yolo = yolo
+        self._threads = threads
         self._resolve_device: Callable[[str], str] = resolve_device
         self._answers = answers
-        self._network: DetectionModel | None = None
+        self._network: Any = None
+        self._library: ModuleType | None = None
         self._device = "cpu"
 
     def say(self, answer: dict[str, Any]) -> None:
@@ -118,22 +133,25 @@ class _Worker:
         return doing[job.pop("job")](job)
 
     def _train(self, job: dict[str, Any]) -> None:
-        start = self._yolo.Start(job.pop("kind"), job.pop("where"))
+        from synthdet.models.detector_training import Training
+
+        start = Start(job.pop("kind"), job.pop("where"))
         device = self._resolve_device(job.pop("device"))
         data_yaml, weights_dir = Path(job.pop("data_yaml")), Path(job.pop("weights_dir"))
-        training = self._yolo.Training(data_yaml=data_yaml, weights_dir=weights_dir, **job)
-        self._yolo.train(start, training, device, lambda step: self.say({"step": step}))
+        training = Training(data_yaml=data_yaml, weights_dir=weights_dir, **job)
+        library = _import_library(start.kind, self._threads)
+        library.train(start, training, device, lambda step: self.say({"step": step}))
 
     def _open(self, job: dict[str, Any]) -> dict[str, Any]:
         self._device = self._resolve_device(job["device"])
-        network = self._yolo.load_network(self._yolo.Start(job["kind"], job["where"]))
-        names = list(network.names.values())
-        self._network = network.fuse().to(self._device, memory_format=self._yolo.CHANNELS_LAST)
+        self._library = _import_library(job["kind"], self._threads)
+        start = Start(job["kind"], job["where"])
+        self._network, names = self._library.open_network(start, self._device)
         return {"names": names}
 
     def _detect(self, job: dict[str, Any]) -> list[Any]:
-        assert self._network is not None  # noqa: S101 - the parent opens first
-        found = self._yolo.detect(
+        assert self._library is not None  # noqa: S101 - the parent opens first
+        found = self._library.detect(
             self._network,
             [Path(path) for path in job["paths"]],
             image_size=job["image_size"],
@@ -148,7 +166,8 @@ class _Worker:
         ]
 
     def _read(self, job: dict[str, Any]) -> None:
-        self._yolo.read_as_ultralytics(Path(job["data_yaml"]), job["split"], Path(job["found"]))
+        library = _import_library("folder", self._threads)
+        library.read_as_ultralytics(Path(job["data_yaml"]), job["split"], Path(job["found"]))
 
 
 if __name__ == "__main__":

@@ -116,14 +116,15 @@ class DetectorTrainer(Protocol):
         seed: int,
         max_train_steps: int,
         train_batch_size: int,
-        learning_rate: float,
+        learning_rate: float | None,
         image_size: int,
         on_step: Callable[[int], None],
     ) -> None:
         """Write weights that no others beat clearly on val into ``weights_dir``, whole or not at all.
 
         Exactly ``max_train_steps`` optimizer steps, whatever the number of pictures; the same
-        arguments give the same bits on the same machine. ``on_step`` hears how many are done.
+        arguments give the same bits on the same machine. ``on_step`` hears how many are done. Without
+        a ``learning_rate`` the detector's own is taken.
         """
         ...
 
