@@ -112,9 +112,9 @@ def run(
             reporter.note("export", note)
         check_plan(plan, class_names, workspace)
         _write_datasets(build, plan, class_names, config, reporter)
-    _write_card(build, workspace, plan, class_names, config, identify)
-    counts = _counts(plan, class_names)
-    plan.entries.clear()  # the check reads them from the disk, one at a time
+        _write_card(build, workspace, plan, class_names, config, identify)
+        counts = _counts(plan, class_names)
+        plan.entries.clear()  # the check reads them from the disk, one at a time
     # A dataset is only good if it can be moved, so it is, before anybody reads it.
     moved = folder.path / ".tmp-moved"
     os.rename(build, moved)

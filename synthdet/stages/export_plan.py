@@ -312,6 +312,7 @@ def check_plan(plan: Plan, class_names: Sequence[str], workspace: Workspace) -> 
                 f"two pictures are called {seen[key]} and {name}: rename one, or it would hide the other"
             )
         seen[key] = name
+    files = _Files()
     for entry, source in zip(plan.entries, plan.sources, strict=True):
         require_train(entry.source, entry.split, entry.image_id)
         for box in entry.boxes:
@@ -320,8 +321,24 @@ def check_plan(plan: Plan, class_names: Sequence[str], workspace: Workspace) -> 
                     f"{entry.image_id} has a box of class {box.class_id}, and there are {len(class_names)} classes: "
                     "correct its annotation, or its line in curation.jsonl"
                 )
-        if not os.path.exists(source):  # noqa: PTH110 - a string, thousands of times
+        if not files.has(source):
             stage = "prepare" if entry.source == "real" else "generate"
             raise SynthdetError(
                 f"{source} is missing: put it back, or make it again with `synthdet {stage} {workspace.root}`"
             )
+
+
+class _Files:
+    """Which files there are: a folder is listed once, not asked for each of its thousands."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, set[str]] = {}
+
+    def has(self, path: str) -> bool:
+        folder, _slash, name = path.rpartition("/")
+        names = self._names.get(folder)
+        if names is None:
+            there = os.path.isdir(folder)  # noqa: PTH112 - paths of a plan are strings
+            names = self._names[folder] = set(os.listdir(folder)) if there else set()  # noqa: PTH208
+        # Some file systems list a name in another spelling than the one they find it by.
+        return name in names or os.path.exists(path)  # noqa: PTH110

@@ -19,6 +19,7 @@ from synthdet.core.records import Box
 _GRID = 1_000_000
 """Edges are rounded to this many steps across the picture: half a pixel of a million."""
 _TWICE = 2 * _GRID
+_LINE = "%d %.7f %.7f %.7f %.7f\n"
 
 
 def to_yolo_lines(boxes: Sequence[Box], width: int, height: int) -> str:
@@ -43,12 +44,15 @@ def to_yolo_lines(boxes: Sequence[Box], width: int, height: int) -> str:
     lines = []
     for box in boxes:
         left, top, right, bottom = box.xyxy
-        x1, y1 = _step(left, width), _step(top, height)
-        x2, y2 = _step(right, width), _step(bottom, height)
+        if 0 <= left < right <= width and 0 <= top < bottom <= height:  # nearly all: no clipping
+            x1, y1 = round(left / width * _GRID), round(top / height * _GRID)
+            x2, y2 = round(right / width * _GRID), round(bottom / height * _GRID)
+        else:
+            x1, y1 = _step(left, width), _step(top, height)
+            x2, y2 = _step(right, width), _step(bottom, height)
         if x2 > x1 and y2 > y1:
             x, y = (x1 + x2) / _TWICE, (y1 + y2) / _TWICE
-            w, h = (x2 - x1) / _GRID, (y2 - y1) / _GRID
-            lines.append(f"{box.class_id} {x:.7f} {y:.7f} {w:.7f} {h:.7f}\n")
+            lines.append(_LINE % (box.class_id, x, y, (x2 - x1) / _GRID, (y2 - y1) / _GRID))
     return "".join(lines)
 
 
