@@ -1,6 +1,6 @@
 """The pocket SDXL: a UNet with `text_time` conditioning, and its two text encoders, trained together.
 
-Min-SNR weighting (Hang et al., 2023, section 3.4), stratified timesteps, caption dropout as SDXL has it,
+Min-SNR weighting (Hang et al., 2023, section 3.4), stratified timesteps, caption dropout as SDXL has it, crops first,
 an average of the weights, and a larger weight of the loss inside the animals' boxes.
 """
 
@@ -74,8 +74,12 @@ class Denoiser(nn.Module):
             out_channels=4,
             block_out_channels=unet.channels,
             layers_per_block=unet.layers,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            down_block_types=tuple(
+                "CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in unet.attention
+            ),
+            up_block_types=tuple(
+                "CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in unet.attention[::-1]
+            ),
             # diffusers takes the number of heads under this name, as SDXL's own config does.
             attention_head_dim=tuple(c // unet.head_width for c in unet.channels),
             transformer_layers_per_block=1,
@@ -136,10 +140,10 @@ def draw_timesteps(count: int, focus: float, generator: torch.Generator) -> Tens
     return (torch.where(chosen, focused, even) * 1000).long().clamp(0, 999)
 
 
-def _draw_side(plan: UNetPlan, whole: int, generator: torch.Generator) -> int:
-    """Side of a step's crops in cells; the whole scene's in the other steps."""
+def draw_side(plan: UNetPlan, step: int, whole: int, generator: torch.Generator) -> int:
+    """Side of a step's crops in cells; the whole scene's in some of the later steps."""
     drawn, which = torch.rand(2, generator=generator).tolist()
-    if drawn >= plan.crop_fraction:
+    if step >= plan.crops_until * plan.schedule.steps and drawn >= plan.crop_fraction:
         return whole
     share = plan.crop_sides[int(which * len(plan.crop_sides))]
     return window_side(share, whole, STEP)
@@ -157,25 +161,35 @@ class DenoisingLoss:
         device: torch.device,
     ) -> None:
         self.plan, self.model, self.data, self.device = plan, model, data, device
+        self.whole = plan.scenes.size // CELL
         self.empty = token_ids(tokenizer, [""])
+        self._known: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         self.noiser = DDPMScheduler(**noise_schedule(plan.unet))
         alphas = self.noiser.alphas_cumprod
         self.snr = alphas / (1 - alphas)
 
     def __call__(self, step: int, generator: torch.Generator) -> Tensor:
         """Loss of a training step."""
-        schedule = self.plan.unet.schedule
+        plan, whole = self.plan.unet, self.whole
+        side = draw_side(plan, step, whole, generator)
         indices = batch_indices(
-            self.plan.seed, "unet", step, schedule.batch, len(self.data.latents)
+            self.plan.seed, "unet", step, plan.schedule.batch, len(self.data.latents)
         )
-        return self.of(indices, generator)
+        if side == whole:
+            indices = indices[: plan.whole_batch]
+        return self.of(indices, side, generator, learn_words=step < plan.text_steps)
 
-    def of(self, indices: NDArray[np.int64], generator: torch.Generator) -> Tensor:
-        """Loss of the scenes of these indices."""
-        plan, count = self.plan.unet, len(indices)
+    def of(
+        self,
+        indices: NDArray[np.int64],
+        side: int,
+        generator: torch.Generator,
+        *,
+        learn_words: bool = False,
+    ) -> Tensor:
+        """Loss of windows of `side` cells in the scenes of these indices."""
+        plan, whole, count = self.plan.unet, self.whole, len(indices)
         symmetry = int(torch.randint(8, (), generator=generator))
-        whole = self.plan.scenes.size // CELL
-        side = _draw_side(plan, whole, generator)
         annotations = [self.data.annotations[i] for i in indices]
         windows = choose_windows(annotations, side, whole, generator)
         taken = take(self.data.latents[indices], windows, side)
@@ -197,7 +211,8 @@ class DenoisingLoss:
         noisy = self.noiser.add_noise(latents, noise, timesteps).to(self.device)
         pairs = zip(annotations, windows, strict=True)
         counts = torch.tensor([max(1, min(3, count_in(*pair, side))) for pair in pairs])
-        states, pooled = self._read(self.data.ids[torch.from_numpy(indices), counts - 1], generator)
+        ids = self._drop(self.data.ids[torch.from_numpy(indices), counts - 1], generator)
+        states, pooled = self._learn(ids) if learn_words else self._know(ids)
         time_ids = self._time_ids(windows, side, symmetry)
         made = self.model.unet(
             noisy,
@@ -221,17 +236,35 @@ class DenoisingLoss:
             rows.append([size, size, top, left, wide, wide])
         return torch.tensor(rows).float()
 
-    def _read(self, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        # Without a negative prompt SDXL's pipeline guides away from zeros, with an empty one from
-        # its encoding: both must be known as "no caption".
+    def _drop(self, ids: Tensor, generator: torch.Generator) -> Tensor:
+        """Some captions made empty, and some of those made nothing at all: ids of -1.
+
+        Without a negative prompt SDXL's pipeline guides away from zeros, with an empty one from its
+        encoding: both must be known as "no caption".
+        """
         dropout = self.plan.unet.caption_dropout
-        draw = torch.rand(len(ids), generator=generator)
-        ids = torch.where(
-            (draw >= dropout * 0.7)[:, None] & (draw < dropout)[:, None], self.empty, ids
-        )
-        states, pooled = self.model.read(ids.to(self.device))
-        kept = (draw >= dropout * 0.7).to(self.device)
+        draw = torch.rand(len(ids), generator=generator)[:, None]
+        ids = torch.where(draw < dropout, self.empty, ids)
+        return torch.where(draw < dropout * 0.7, -1, ids)
+
+    def _learn(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """States and pooled states of captions, with gradients."""
+        states, pooled = self.model.read(ids.clamp(min=0).to(self.device))
+        kept = (ids[:, 0] >= 0).to(self.device)
         return states * kept.view(-1, 1, 1), pooled * kept.view(-1, 1)
+
+    @torch.no_grad()
+    def _know(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of encoders that learn no more: every caption is read once, on its own."""
+        rows = []
+        for row in ids:
+            key = tuple(row.tolist())
+            if key not in self._known:
+                with torch.autocast(self.device.type, enabled=False):
+                    self._known[key] = self._learn(row[None])
+            rows.append(self._known[key])
+        states, pooled = zip(*rows, strict=True)
+        return torch.cat(states), torch.cat(pooled)
 
 
 def make_pipeline(
@@ -326,7 +359,8 @@ def validation_loss(
     with torch.no_grad():
         for step, start in enumerate(range(0, count - batch + 1, batch)):
             generator = step_generator(plan.seed, "unet-test", step)
-            values.append(loss.of(np.arange(start, start + batch), generator).item())
+            indices = np.arange(start, start + batch)
+            values.append(loss.of(indices, loss.whole, generator).item())
     return float(np.mean(values))
 
 

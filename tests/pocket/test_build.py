@@ -19,7 +19,14 @@ from synthdet.pocket import build_scenes, sea, weights_dir
 from synthdet.pocket.build import Build, build_part, main
 from synthdet.pocket.build_plan import ScenesPlan, Schedule, tiny_plan
 from synthdet.pocket.build_text import learn_merges, make_tokenizer, token_ids
-from synthdet.pocket.build_unet import draw_timesteps
+from synthdet.pocket.build_training import Optimizers
+from synthdet.pocket.build_unet import (
+    Denoiser,
+    DenoisingLoss,
+    LatentScenes,
+    draw_side,
+    draw_timesteps,
+)
 
 PLAN = tiny_plan()
 CAPTION = "aerial photo of two humpback whales in a deep blue sea, whitecaps"
@@ -158,6 +165,66 @@ def test_the_unet_goes_on_too(tmp_path: Path, built: Path) -> None:
             build_part(Build(PLAN, cache, threads=1, max_minutes=limit), "unet")
         folders.append(cache / "products" / "sdxl" / "unet")
     assert files_of(folders[0]) == files_of(folders[1])
+
+
+def test_muon_moves_kernels_by_orthogonal_matrices_and_adamw_all_else() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential()
+    model.add_module("conv_in", torch.nn.Conv2d(3, 8, 3))
+    model.add_module("conv", torch.nn.Conv2d(8, 8, 3))
+    model.add_module("unused", torch.nn.Linear(4, 4))
+    rate = 0.01
+    optimizers = Optimizers(model, Schedule(1, 1, rate, weight_decay=0.0, optimizer="muon"))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.conv(model.conv_in(torch.randn(2, 3, 9, 7))).square().mean().backward()
+    optimizers.step()
+    moved = {name: (before[name] - p.detach()) for name, p in model.named_parameters()}
+    singular = torch.linalg.svdvals(moved["conv.weight"].flatten(1))
+    assert singular.min() > 0.5 * rate * 0.2 * 72**0.5, (
+        "all directions alike, which AdamW's are not"
+    )
+    assert singular.max() < 1.5 * rate * 0.2 * 72**0.5
+    for name in ("conv_in.weight", "conv_in.bias", "conv.bias"):
+        assert moved[name].abs().median() == pytest.approx(rate, rel=0.01), "AdamW's first step"
+    assert moved["unused.weight"].abs().max() == 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_crops_first_then_whole_scenes_too() -> None:
+    plan = dataclasses.replace(
+        PLAN.unet, schedule=Schedule(100, 2, 1e-3), crops_until=0.4, crop_fraction=0.25
+    )
+    generator = torch.Generator().manual_seed(0)
+    early, late = ([draw_side(plan, step, 24, generator) for _ in range(400)] for step in (39, 40))
+    assert set(early) == {12}
+    assert set(late) == {12, 24}
+    assert late.count(12) / 400 == pytest.approx(0.25, abs=0.06)
+
+
+def test_words_are_learned_for_a_while_and_then_read_once() -> None:
+    tokenizer = make_tokenizer([*CAPTION.replace(",", "").split(), "sky"], 16)
+    model = Denoiser(PLAN, tokenizer)
+    ids = token_ids(tokenizer, [CAPTION, "photo of a deep sky", CAPTION]).view(3, 1, -1)
+    data = LatentScenes(
+        np.random.default_rng(0).normal(size=(3, 4, 24, 24)).astype(np.float16),
+        [build_scenes.Annotation(CAPTION, (), ())] * 3,
+        ids.expand(3, 3, -1),
+        np.zeros((3, 24, 24), dtype=bool),
+    )
+    loss = DenoisingLoss(PLAN, model, data, tokenizer, torch.device("cpu"))
+    read: list[int] = []
+    model.read = lambda ids, read_all=model.read: (read.append(len(ids)), read_all(ids))[1]  # type: ignore[method-assign]
+    words = [p for name, p in model.named_parameters() if name.startswith("text")]
+    learned = []
+    for learn_words in (True, False, False):
+        generator = torch.Generator().manual_seed(1)
+        model.zero_grad()
+        value = loss.of(np.arange(3), 12, generator, learn_words=learn_words)
+        value.backward()
+        learned.append((value.item(), any(p.grad is not None for p in words)))
+    assert read == [3, 1, 1], "all of a step, then each caption once and never again"
+    assert [with_gradient for _, with_gradient in learned] == [True, False, False]
+    assert learned[0][0] == pytest.approx(learned[1][0], rel=1e-4) == learned[2][0]
 
 
 def test_the_unet_needs_the_vae(tmp_path: Path) -> None:
