@@ -158,7 +158,7 @@ def tiny_detr(
         encoder_ffn_dim=32,
         encoder_attention_heads=2,
         d_model=32,
-        num_queries=20,
+        num_queries=24,
         decoder_in_channels=[32] * 3,
         decoder_ffn_dim=32,
         decoder_layers=2,

@@ -21,6 +21,8 @@ _LICENCES = {
     "openai/clip-vit-base-patch16": "MIT",
     "openai/clip-vit-large-patch14": "MIT",
     "pocket": "Apache-2.0",
+    "PekingU/rtdetr": "Apache-2.0",
+    "ustc-community/dfine": "Apache-2.0",
     "yolo": "AGPL-3.0 (Ultralytics)",
 }
 """Name of a network, or how it begins -> the licence it came with when this was written."""

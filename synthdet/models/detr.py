@@ -139,9 +139,8 @@ def load_network(where: str, class_names: Sequence[str] | None = None) -> Opened
         OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError,
     ) as error:  # fmt: skip
         raise SynthdetError(_explain(where, error)) from error
-    if report["missing_keys"]:
-        name = sorted(report["missing_keys"])[0]
-        raise SynthdetError(f"{where} holds no usable detector: it lacks the weights {name}")
+    if lacking := sorted(report["missing_keys"]):
+        raise SynthdetError(f"{where} holds no usable detector: it lacks {lacking[0]} and others")
     return Opened(network, processor)
 
 
@@ -422,8 +421,13 @@ def _step(
     device: str,
 ) -> float:
     half = device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
-        loss = opened.network(pixel_values=opened.normalise(pixels), labels=labels).loss
+    try:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
+            loss = opened.network(pixel_values=opened.normalise(pixels), labels=labels).loss
+    except ValueError as error:  # transformers looks whether a box's corners are in order
+        if "corner" not in str(error):
+            raise
+        return math.nan
     loss.backward()
     nn.utils.clip_grad_norm_(opened.network.parameters(), max_norm=MAX_GRADIENT)
     optimizer.step()

@@ -98,7 +98,8 @@ def _models(
         name = _public(settings["label"]["detector"])
         weights = workspace.stage("label").path / "weights" / "model.safetensors"
         identity = f"SHA-256 {hash_file(weights)}" if weights.exists() else None
-        licence = licence_of("yolo")
+        is_transformers = weights.with_name("config.json").exists()
+        licence = licence_of(name if is_transformers else "yolo")
         models.append(ModelFact("boxes", f"{name}, trained on the real train tiles", identity, licence))  # fmt: skip
     return models
 
