@@ -437,11 +437,18 @@ class StageFolder:
         write_json(self.lock_path, {"version": RUN_FOLDER_VERSION, "stage": self.name, **lock})
 
     def _refuse_changed(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        again = f"`{self._command} --redo` keeps the old folder aside and makes it again"
         for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
+            setting = f"{self.name}.{key}"
+            if key not in before or key not in now:
+                knows = "an older synthdet, without" if key in now else "a newer synthdet, with"
                 raise SynthdetError(
-                    f"{self.name}.{key} was {before.get(key)!r} and is now {now.get(key)!r}: set it back, or "
-                    f"`{self._command} --redo` keeps the old folder aside and makes it again"
+                    f"{self.path.name} was made by {knows} the setting {setting}: go on with that version, "
+                    f"or {again}"
+                )
+            if before[key] != now[key]:
+                raise SynthdetError(
+                    f"{setting} was {before[key]!r} and is now {now[key]!r}: set it back, or {again}"
                 )
 
     def set_aside(self) -> list[Path]:

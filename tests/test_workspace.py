@@ -214,6 +214,22 @@ def test_a_changed_making_setting_is_refused_by_name(workspace: Workspace) -> No
     assert read_json(folder.lock_path)["settings"] == {"steps": 20}
 
 
+def test_a_making_setting_that_another_version_has_is_refused_as_such(
+    workspace: Workspace,
+) -> None:
+    folder = workspace.stage("generate")
+    claim(folder)
+    finish(folder)
+    lock = read_json(folder.lock_path)
+    for settings, told in (
+        ({}, "an older synthdet, without the setting generate.steps: go on .* --redo` keeps"),
+        ({"steps": 20, "warp": None}, "a newer synthdet, with the setting generate.warp: go on"),
+    ):
+        write_json(folder.lock_path, lock | {"settings": settings})
+        with pytest.raises(SynthdetError, match=f"3-generate was made by {told}"):
+            claim(folder)
+
+
 def test_redo_keeps_the_old_folder_aside(workspace: Workspace) -> None:
     folder = workspace.stage("generate")
     claim(folder)
