@@ -58,6 +58,9 @@ BORDER = 1.5
 PLACED_IOU = 0.5
 """From this overlap on (IoU) a box marks the animal that was painted there."""
 
+SILENT = "nothing sure found"
+"""Why a picture waits that was asked for an animal, where the detector draws none that it would count."""
+
 FRAGMENT = 0.5
 """An animal cut by the border of which less than this share of the median real length is left."""
 
@@ -296,6 +299,8 @@ class LabelRules:
             below 1, for 1 is no limit that a painted picture reaches.
         agreement: A box whose ``agreement`` is below this needs a look, 0..1.
         sizes: What lengths real animals have; None: not judged by that.
+        found_confidence: Where F1 on the real val tiles is best: a detector counts no animal below it.
+            0: nobody has measured it.
     """
 
     confidence: float
@@ -305,6 +310,7 @@ class LabelRules:
     placed_correlation: float = 1.0
     agreement: float = 0.0
     sizes: SizePrior | None = None
+    found_confidence: float = 0.0
 
     def accepts(self, box: DetectedBox, placed: Sequence[PlacedBox] | None) -> bool:
         """Whether a box is sure enough for where it is."""
@@ -388,6 +394,8 @@ def _judge(
         return ("negative", None) if rules.negatives else ("review", "negatives are switched off")
     if any(_share(box.xyxy, size_wh) > MAX_BOX_SHARE for box in visible):
         return "review", "a box over the whole picture"
+    if asked_for and not accepted and all(b.confidence < rules.found_confidence for b in visible):
+        return "review", SILENT
     if asked_for is not None and len(accepted) == len(visible):
         asked, found = Counter(asked_for), Counter(box.class_id for box in accepted)
         if len(accepted) != len(asked_for):

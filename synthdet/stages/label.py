@@ -390,7 +390,13 @@ def _make_rules(given: _Labelled, calibration: Calibration, config: Config) -> L
         placed_correlation=config.label.placed_correlation,
         agreement=config.label.agreement,
         sizes=size_prior(real) if config.label.sizes else None,
+        found_confidence=calibration.confidence if _is_measured(calibration, config) else 0.0,
     )
+
+
+def _is_measured(calibration: Calibration, config: Config) -> bool:
+    """Whether the real val tiles, and nobody else, say from which confidence on an animal counts."""
+    return config.label.confidence == "calibrated" and calibration.f1 is not None
 
 
 def _measure(

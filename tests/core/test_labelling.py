@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import doctest
+from dataclasses import replace
 
 import pytest
 
@@ -100,6 +101,38 @@ def test_decisions(
 ) -> None:
     label = decide_label("syn-1", boxes, size_wh=(96, 64), asked_for=asked_for, rules=RULES)
     assert (label.status, label.reason) == (status, reason)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "asked_for", "placed", "reason"),
+    [
+        ([drawn(0.3)], (0,), None, "nothing sure found"),
+        ([drawn(0.3), drawn(0.2, 20)], (0,), None, "nothing sure found"),
+        ([drawn(0.4)], (0,), None, "one unsure box"),
+        ([drawn(0.3)], (), None, "one unsure box"),  # nothing was asked for
+        ([drawn(0.3)], None, None, "one unsure box"),
+        ([drawn(0.9), drawn(0.2, 20)], (0,), None, "one unsure box"),
+        (
+            [WHOLE.model_copy(update={"confidence": 0.3})],
+            (0,),
+            None,
+            "a box over the whole picture",
+        ),
+        ([drawn(0.3)], (0,), [PlacedBox(xyxy=(2, 0, 12, 6), class_id=0)], None),
+    ],
+)
+def test_a_picture_asked_for_an_animal_of_which_the_detector_counts_none(
+    boxes: list[DetectedBox],
+    asked_for: tuple[int, ...] | None,
+    placed: list[PlacedBox] | None,
+    reason: str | None,
+) -> None:
+    rules = replace(RULES, found_confidence=0.35, placed_confidence=0.1)
+    label = decide_label(
+        "syn-1", boxes, size_wh=(96, 64), asked_for=asked_for, rules=rules, placed=placed
+    )
+    assert label.reason == reason
+    assert label.boxes  # what there is stays to be looked at
 
 
 def test_one_animal_drawn_twice_is_one() -> None:

@@ -224,6 +224,24 @@ def test_thresholds_move_without_a_model(prepared: tuple[Workspace, Config, Fake
     assert (workspace.stage("label").path / "detections.jsonl").read_bytes() == raw
 
 
+def test_what_the_detector_does_not_count_on_val_is_not_found(
+    prepared: tuple[Workspace, Config, FakeDetector],
+) -> None:
+    """Best F1 on the val tiles is at 0.6; a threshold that was given says nothing of silence."""
+    workspace, _, detector = prepared
+    faint = "syn-000008"
+    detector.boxes = {
+        **detector.boxes,
+        faint: detected([Box(xyxy=(9, 9, 30, 24), class_id=0)], 0.5),
+    }
+    run(prepared)
+    label = labels_of(workspace)[faint]
+    assert (label.status, label.reason) == ("review", "nothing sure found")
+    assert len(label.boxes) == 1
+    run(prepared, "label.confidence=0.6")
+    assert labels_of(workspace)[faint].reason == "one unsure box"
+
+
 def test_eight_views_are_kept_raw_and_joined(
     prepared: tuple[Workspace, Config, FakeDetector],
 ) -> None:
