@@ -333,9 +333,9 @@ class FilterConfig(Section):
     model: str = "openai/clip-vit-base-patch32"
     """Hub id or folder of a transformers CLIP or SigLIP, or `pocket`."""
     threshold: Calibrated | float = _decision("calibrated")
-    """Cosine similarity to the centroid of the real train tiles below which a picture is dropped. `calibrated`: a low percentile of the real tiles' own similarity, each group left out in turn. (0.3, the usual text-to-image value, passes almost everything here.)"""
+    """Cosine similarity to the centroid of the real train tiles below which a picture is dropped. `calibrated`: a low percentile of the real tiles' own similarity, each group left out in turn; higher where a few odd tiles set that and a higher one keeps more out than it costs. (0.3, the usual text-to-image value, passes almost everything here.)"""
     percentile: float = _decision(2.0, ge=0, le=50)
-    """With `threshold: calibrated`: the percentile of real similarities, so the share of real photos that would be lost."""
+    """With `threshold: calibrated`: the percentile of real similarities, so the share of real photos that would be lost (of ordinary ones, where the threshold is raised)."""
     copy_threshold: Calibrated | float = _decision("calibrated")
     """Similarity to the nearest real tile above which a picture counts as a copy of it. `calibrated`: closer than real tiles of different groups ever are to each other. It must repeat the tile's layout too, more than real tiles of different groups do."""
     duplicate_threshold: Calibrated | float | None = _decision("calibrated")
@@ -347,7 +347,7 @@ class FilterConfig(Section):
     clusters: int = _decision(1, ge=1)
     """Centroids a class (k-means), where its animals come in looks that have no middle; a picture counts for the nearest."""
     negatives: Path | None = _decision(None)
-    """Folder of pictures that must not pass (empty sea, other animals): the share that would is printed, and lowers the separation that is told. They move no threshold."""
+    """Folder of pictures that must not pass (empty sea, other animals): the share that would is printed. With the background tiles they are the evidence on which a calibrated threshold is raised, never beyond where ordinary real tiles end."""
     workers: int = _runtime(0, ge=0)
     """Threads that decode pictures (decoders let go of the interpreter's lock). 0: one a core."""
     batch_size: int = _runtime(32, ge=1)

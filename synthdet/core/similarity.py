@@ -3,7 +3,8 @@
 An embedding is a row of length 1, so a dot product is a cosine. Cosines between CLIP embeddings of
 two pictures lie mostly between 0.5 and 0.98, whatever is on them, so a threshold is worth nothing
 unless it is calibrated on real pictures. Here they are: each group of real tiles (a site, a flight)
-is held against the centroid of all the others, and a low percentile of that is the threshold.
+is held against the centroid of all the others, and a low percentile of that is the threshold, or
+more where that turns away what must not pass (`core.thresholds`).
 
 Similarities are rounded to six decimals before anything is decided, so that a reader of the records
 comes to the same decisions.
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from synthdet.core.layout import to_agreement, turned_layouts
 from synthdet.core.records import Decision, Score
+from synthdet.core.thresholds import MIN_NEGATIVES, Threshold, choose_threshold
 from synthdet.errors import SynthdetError
 
 Embeddings = NDArray[np.float32]
@@ -45,6 +47,7 @@ _BLANK_SAMPLE = 64
 _POOR_SEPARATION = 0.7
 _CLEAR_SEPARATION = 0.9
 _MAX_ROUNDS = 50
+_MANY_ODD = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,7 @@ class Calibration:
         real_lost: Share of the left-out real tiles below the threshold.
         negatives_passing: Share of the negatives not below it.
         separation: Chance that a left-out real tile is more similar than a negative (ROC AUC).
+        chosen: How the calibrated threshold was chosen; None where it was given.
         named: Similarity of the negatives that the user named.
         named_passing: Share of those not below the threshold.
         notes: What a person should know about the limits, a sentence each.
@@ -165,6 +169,7 @@ class Calibration:
     negatives_passing: float | None
     separation: float | None
     notes: tuple[str, ...]
+    chosen: Threshold | None = None
     named: Similarities = field(default_factory=lambda: np.empty(0))
     named_passing: float | None = None
 
@@ -413,14 +418,16 @@ def calibrate(
         backgrounds: Real train tiles without one.
         threshold: Cosine in -1..1, for both kinds of pictures, or "calibrated".
         copy_threshold: Cosine above which a picture copies a real one, or "calibrated".
-        percentile: 0..100: with a calibrated threshold, the share of real tiles to lose.
+        percentile: 0..50: with a calibrated threshold, the share of real tiles to lose, or of
+            ordinary ones, where a few odd tiles would set it and negatives speak against that.
         duplicate_threshold: Agreement of layouts, 0..1, above which two synthetic pictures are one too
             many; "calibrated": half way from what real tiles of different groups reach to 1; None:
             not judged.
         background_check: Whether pictures with animals may look like background.
         per_class: As `make_centroids`.
         clusters: As `make_centroids`.
-        negatives: ``(n, dimensions)`` pictures that a user named as what must not pass.
+        negatives: ``(n, dimensions)`` pictures that a user named as what must not pass, beside the
+            background tiles.
 
     Raises:
         SynthdetError: Calibrating was asked for and there are too few real tiles.
@@ -430,9 +437,17 @@ def calibrate(
     closest = closest_across_groups(animals)
     chance = closest_layouts(animals)
     same = None if chance is None else round((1 + chance) / 2, 6)
+    seen = similarity_to_nearest(backgrounds.embeddings, centroids)
+    named = np.empty(0) if negatives is None else similarity_to_nearest(negatives, centroids)
+    every = np.concatenate([seen, named])
+    chosen = None
+    if threshold == "calibrated":
+        real = _need(left_out).similarities
+        chosen = choose_threshold(real, animals.groups, every, percentile=percentile)
+        threshold = chosen.value
     limits = Limits(
-        animals=_limit(threshold, left_out, percentile),
-        backgrounds=_background_limit(backgrounds, threshold, percentile),
+        animals=threshold,
+        backgrounds=_background_limit(backgrounds, None if chosen else threshold, percentile),
         copy=closest if copy_threshold == "calibrated" else copy_threshold,
         empty=_empty_limit(animals, backgrounds, left_out, percentile)
         if background_check
@@ -441,9 +456,6 @@ def calibrate(
         chance=chance if copy_threshold == "calibrated" else None,
         twin=same if duplicate_threshold == "calibrated" else duplicate_threshold,
     )
-    seen = similarity_to_nearest(backgrounds.embeddings, centroids)
-    named = np.empty(0) if negatives is None else similarity_to_nearest(negatives, centroids)
-    every = np.concatenate([seen, named])
     calibration = Calibration(
         limits=limits,
         left_out=left_out,
@@ -452,6 +464,7 @@ def calibrate(
         negatives_passing=_share(seen >= limits.animals) if len(seen) else None,
         separation=None if left_out is None else measure_separation(left_out.similarities, every),
         notes=(),
+        chosen=chosen,
         named=named,
         named_passing=_share(named >= limits.animals) if len(named) else None,
     )
@@ -553,7 +566,11 @@ def _score_columns(
 
 
 def find_twins(
-    read: Callable[[int, int], Embeddings], number: int, *, block: int = 1024
+    read: Callable[[int, int], Embeddings],
+    number: int,
+    *,
+    block: int = 1024,
+    are_apart: Callable[[int, int], bool] | None = None,
 ) -> tuple[NDArray[np.int64], Similarities]:
     """For each picture the most similar one before it, two blocks of rows in memory at a time.
 
@@ -561,9 +578,12 @@ def find_twins(
         read: Rows of length 1 of the pictures from a number to before another, the best first.
         number: Of pictures. The work grows with its square.
         block: Pictures a block.
+        are_apart: Whether a picture is known to show something else than one before it, however
+            similar they are: then that one does not count.
 
     Returns:
-        Its index and its similarity, each ``(number,)``; -1 and -1 for the first.
+        Its index and its similarity, each ``(number,)``; -1 and -1 where none before it counts, as
+        for the first.
     """
     indices = np.full(number, -1, dtype=np.int64)
     similarities = np.full(number, NO_LIMIT)
@@ -578,13 +598,24 @@ def find_twins(
             best = cosines.argmax(axis=1)
             highest = _rounded(cosines[np.arange(len(here)), best])
             higher = highest > similarities[begin:end]
+            for row in np.flatnonzero(higher).tolist() if are_apart else ():
+                while higher[row] and are_apart and are_apart(begin + row, start + int(best[row])):
+                    cosines[row, best[row]] = NO_LIMIT
+                    best[row] = cosines[row].argmax()
+                    highest[row] = _rounded(cosines[row, best[row]])
+                    higher[row] = highest[row] > similarities[begin + row]
             indices[begin:end][higher] = start + best[higher]
             similarities[begin:end][higher] = highest[higher]
     return indices, similarities
 
 
 def judge(
-    score: Score, limits: Limits, *, is_background: bool, spent: Container[str] = ()
+    score: Score,
+    limits: Limits,
+    *,
+    is_background: bool,
+    is_placed: bool = False,
+    spent: Container[str] = (),
 ) -> Decision:
     """Keep a picture, or drop it and say why.
 
@@ -593,6 +624,8 @@ def judge(
         limits: What it is compared with.
         is_background: It was asked to be without an animal. Then it is held against the real
             backgrounds, and never counts as a copy: one stretch of open water is as good as another.
+        is_placed: Real animals were set into its water. Then it is near to their tiles on purpose, and a
+            copy only where it repeats a tile's layout.
         spent: Pictures that are dropped for a reason of their own: nobody is their near-duplicate.
     """
     limit = limits.backgrounds if is_background else limits.animals
@@ -600,10 +633,10 @@ def judge(
     reason = None
     if score.fault is not None:
         reason = score.fault
+    elif not is_background and _is_copy(score, limits, is_placed=is_placed):
+        reason = COPY  # first: of an odd real tile a copy is as odd
     elif limit is not None and similarity is not None and similarity < limit:
         reason = FAR
-    elif not is_background and _is_copy(score, limits):
-        reason = COPY
     elif not is_background and _looks_empty(score, limits.empty):
         reason = EMPTY
     elif not is_background and _is_above(score.twin_agreement, limits.twin):
@@ -620,10 +653,12 @@ def _is_above(value: float | None, limit: float | None) -> bool:
     return value is not None and limit is not None and value > limit
 
 
-def _is_copy(score: Score, limits: Limits) -> bool:
+def _is_copy(score: Score, limits: Limits, *, is_placed: bool) -> bool:
     """The layout of a real tile; or nearer to one than real ones of other groups are, and not by chance."""
     if _is_above(score.layout_agreement, limits.layout):
         return True
+    if is_placed and limits.chance is not None:
+        return False
     if not _is_above(score.nearest_real_similarity, limits.copy):
         return False
     return limits.chance is None or _is_above(score.layout_agreement, limits.chance)
@@ -635,29 +670,28 @@ def _looks_empty(score: Score, limit: float | None) -> bool:
     return _is_above(round(score.background_similarity - score.similarity, 6), limit)
 
 
-def _limit(
-    threshold: Literal["calibrated"] | float, left_out: LeftOut | None, percentile: float
-) -> float:
-    if threshold != "calibrated":
-        return threshold
+def _need(left_out: LeftOut | None) -> LeftOut:
     if left_out is None:
         raise SynthdetError(
             f"filter.threshold: calibrating needs at least {MIN_GROUPS} real train tiles with an animal: "
             "set filter.threshold to a number, or add photos"
         )
-    return round(float(np.percentile(left_out.similarities, percentile)), 6)
+    return left_out
 
 
 def _background_limit(
-    backgrounds: RealTiles, threshold: Literal["calibrated"] | float, percentile: float
+    backgrounds: RealTiles, given: float | None, percentile: float
 ) -> float | None:
     if len(backgrounds.tile_ids) < MIN_BACKGROUNDS:
         return None
-    return _limit(threshold, leave_out(backgrounds), percentile)
+    if given is not None:
+        return given
+    similarities = _need(leave_out(backgrounds)).similarities
+    return round(float(np.percentile(similarities, percentile)), 6)
 
 
 def _with_notes(calibration: Calibration, *, background_check: bool) -> Calibration:
-    notes = []
+    notes = _threshold_notes(calibration)
     if calibration.left_out is not None and calibration.left_out.by == "tile":
         notes.append(
             f"the real train tiles come from fewer than {MIN_GROUPS} groups: calibrated leaving out a tile at a time, "
@@ -684,6 +718,31 @@ def _with_notes(calibration: Calibration, *, background_check: bool) -> Calibrat
             "which pictures look like background: the label stage has to"
         )
     return replace(calibration, notes=tuple(notes))
+
+
+def _threshold_notes(calibration: Calibration) -> list[str]:
+    """That a few odd tiles would have set the threshold, and what was done about it."""
+    chosen, left_out = calibration.chosen, calibration.left_out
+    if chosen is None or left_out is None:
+        return []
+    every = np.concatenate([calibration.negatives, calibration.named])
+    real = left_out.similarities
+    if chosen.value > chosen.percentile:
+        return [
+            f"threshold raised from {chosen.percentile:.2f}, which a few real tiles unlike the rest had set, to "
+            f"{chosen.value:.2f}: {_share(every >= chosen.value):.0%} instead of "
+            f"{_share(every >= chosen.percentile):.0%} of the {len(every)} negatives pass, and "
+            f"{_share(real < chosen.value):.0%} instead of {_share(real < chosen.percentile):.0%} of the real tiles "
+            "are below it"
+        ]
+    odd = _share(real < chosen.fence) - _share(real < chosen.percentile)
+    if len(every) < MIN_NEGATIVES and odd > _MANY_ODD:
+        return [
+            f"the threshold of {chosen.value:.2f} is set by a few real tiles unlike the rest ({odd:.0%} are below "
+            f"{chosen.fence:.2f}): name pictures that must not pass in filter.negatives, and it is raised "
+            "where that keeps them out"
+        ]
+    return []
 
 
 def _rounded(cosines: Embeddings) -> Similarities:

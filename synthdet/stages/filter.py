@@ -46,6 +46,7 @@ from synthdet.core.layout import (
     to_agreement,
 )
 from synthdet.core.records import Decision, Record, Score, SyntheticImage, Tile
+from synthdet.core.scenes import Scene, scene_of, shows_others
 from synthdet.core.set_quality import SetQuality, cmmd, measure_set
 from synthdet.core.similarity import (
     COPY,
@@ -174,7 +175,7 @@ def run(
         draw_report(temporary, _report_facts(folder, given, calibration, told))
     for note in [*_notes(calibration, given), *([told] if told else [])]:
         reporter.note("filter", note)
-    counts = _counts(dropped, calibration, animals, config)
+    counts = _counts(dropped, calibration, animals)
     counts["quality"] = None if quality is None else asdict(quality)
     counts["cmmd_between_real"] = between_real
     folder.close(
@@ -503,6 +504,7 @@ def _find_twins(
 ) -> _Twins:
     """Sort the layouts by their pictures' similarity in a file, and look for each one's nearest before it."""
     names: list[str] = []
+    scenes: list[Scene | None] = []
     similarities: list[np.ndarray[Any, Any]] = []
     folder.path.mkdir(parents=True, exist_ok=True)
     with (
@@ -510,16 +512,19 @@ def _find_twins(
         tempfile.TemporaryFile(dir=folder.path, prefix=".tmp-") as ordered,
     ):
         for block in _in_blocks(given.images(), _AT_A_TIME):
-            members = [
-                one
-                for one in _with_embeddings(block, cache)
+            pictures = zip(_with_embeddings(block, cache), block, strict=True)
+            chosen = [
+                (one, image)
+                for one, image in pictures
                 if one.embedding is not None and not one.is_background
             ]
+            members = [one for one, _ in chosen]
             if members:
                 rows = np.stack([one.embedding for one in members if one.embedding is not None])
                 asked = [one.asked_for for one in members]
                 similarities.append(similarity_to_nearest(rows, centroids, asked))
                 names += [one.image_id for one in members]
+                scenes += [scene_of(image) for _, image in chosen]
                 layouts = np.stack([one.layout for one in members if one.layout is not None])
                 plain.write(np.packbits(layouts > 0, axis=1).tobytes())
         if not names:
@@ -535,7 +540,12 @@ def _find_twins(
             content = ordered.read((stop - start) * NUM_BYTES)
             return layout_vectors(np.frombuffer(content, dtype=np.uint8))
 
-        best, cosines = find_twins(read, len(names))
+        sorted_scenes = [scenes[number] for number in order.tolist()]
+        best, cosines = find_twins(
+            read,
+            len(names),
+            are_apart=lambda one, better: shows_others(sorted_scenes[one], sorted_scenes[better]),
+        )
     return _Twins([names[number] for number in order.tolist()], best, to_agreement(cosines))
 
 
@@ -562,7 +572,13 @@ def _scored(folder: StageFolder, given: _Given) -> Iterator[tuple[Score, Synthet
 def _judge(
     score: Score, image: SyntheticImage, calibration: Calibration, spent: Container[str]
 ) -> Decision:
-    return judge(score, calibration.limits, is_background=image.asked_for == (), spent=spent)
+    return judge(
+        score,
+        calibration.limits,
+        is_background=image.asked_for == (),
+        is_placed=bool(image.placed),
+        spent=spent,
+    )
 
 
 # --- what is told ------------------------------------------------------------------------------
@@ -675,7 +691,7 @@ def _notes(calibration: Calibration, given: _Given) -> list[str]:
 
 
 def _counts(
-    reasons: Mapping[str | None, int], calibration: Calibration, animals: RealTiles, config: Config
+    reasons: Mapping[str | None, int], calibration: Calibration, animals: RealTiles
 ) -> dict[str, Any]:
     limits, left_out = calibration.limits, calibration.left_out
     order = (FAR, COPY, EMPTY, TWIN, *FAULTS)
@@ -684,7 +700,9 @@ def _counts(
         "kept": reasons.get(None, 0),
         "dropped": {reason: reasons[reason] for reason in order if reasons.get(reason)},
         "threshold": limits.animals,
-        "threshold_from": "calibrated" if config.filter.threshold == "calibrated" else "given",
+        "threshold_from": "calibrated" if calibration.chosen else "given",
+        "threshold_percentile": calibration.chosen and calibration.chosen.percentile,
+        "threshold_fence": calibration.chosen and calibration.chosen.fence,
         "background_threshold": limits.backgrounds,
         "copy_threshold": limits.copy,
         "layout_threshold": limits.layout,

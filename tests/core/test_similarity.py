@@ -132,6 +132,47 @@ def test_a_calibrated_threshold_loses_the_share_of_real_tiles_asked_for() -> Non
     assert calibration.notes == ()
 
 
+def odd_tiles(*, at: float) -> RealTiles:
+    """Forty ordinary tiles of five flights within 20 degrees, and two odd ones."""
+    ordinary = [(f"g{number % 5}", float(number - 20)) for number in range(40)]
+    return tiles(*ordinary, ("g1", at), ("g2", -at))
+
+
+def test_a_few_odd_tiles_do_not_set_the_threshold() -> None:
+    animals, water = odd_tiles(at=80), tiles(*[("w", 60.0 + number) for number in range(10)])
+    calibration = _calibrate(animals, water, percentile=2.0)
+    chosen = calibration.chosen
+    assert chosen.percentile < chosen.value == calibration.limits.animals <= chosen.fence
+    assert calibration.negatives_passing == 0
+    assert calibration.real_lost == pytest.approx(2 / 42, abs=1e-4)
+    raised = [note for note in calibration.notes if "threshold raised from" in note]
+    assert len(raised) == 1
+    assert "0% instead of 100% of the 10 negatives pass" in raised[0]
+    assert "5% instead of 2% of the real tiles" in raised[0]
+
+
+def test_negatives_that_a_user_names_raise_the_threshold_too() -> None:
+    animals = odd_tiles(at=80)
+    alone = _calibrate(animals, NOTHING, percentile=2.0)
+    assert alone.limits.animals == alone.chosen.percentile
+    assert any("name pictures that must not pass" in note for note in alone.notes)
+    named = _calibrate(animals, NOTHING, percentile=2.0, negatives=at_degrees(*range(60, 70)))
+    assert named.limits.animals > alone.limits.animals
+    assert named.named_passing == 0
+
+
+def test_a_threshold_that_nothing_raised_says_nothing() -> None:
+    ordinary = tiles(*[(f"g{number % 5}", float(number - 20)) for number in range(41)])
+    water = tiles(*[("w", 60.0 + number) for number in range(10)])
+    calibration = _calibrate(ordinary, water, percentile=2.0)
+    assert calibration.limits.animals == calibration.chosen.percentile
+    assert calibration.notes == ()
+    given = _calibrate(odd_tiles(at=80), water, threshold=0.3)
+    assert given.chosen is None
+    assert given.limits.animals == given.limits.backgrounds == 0.3
+    assert given.notes == ()
+
+
 def test_negatives_are_counted_and_poor_separation_is_said() -> None:
     far = _calibrate(THREE_SITES, tiles(("a", 120), ("b", 150)))
     assert far.negatives_passing == 0
@@ -178,7 +219,8 @@ LIMITS = Limits(animals=0.7, backgrounds=0.8, copy=0.95)
     ("score", "background", "reason", "threshold"),
     [
         ({"similarity": 0.7, "nearest_real_similarity": 0.95}, False, None, 0.7),
-        ({"similarity": 0.69, "nearest_real_similarity": 0.99}, False, "far from real", 0.7),
+        ({"similarity": 0.69, "nearest_real_similarity": 0.9}, False, "far from real", 0.7),
+        ({"similarity": 0.69, "nearest_real_similarity": 0.99}, False, "copy of a real photo", 0.7),
         ({"similarity": 0.9, "nearest_real_similarity": 0.96}, False, "copy of a real photo", 0.7),
         ({"fault": "blank"}, False, "blank", 0.7),
         ({"fault": "unreadable"}, True, "unreadable", 0.8),
@@ -254,6 +296,28 @@ def test_twins_are_the_nearest_before() -> None:
             assert cosines[number] == pytest.approx(expected.max(), abs=1e-6)
 
 
+def test_a_picture_that_is_known_to_show_something_else_is_no_twin() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(40, 6)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def are_apart(one: int, before: int) -> bool:
+        return one % 3 == before % 3 or before < 2
+
+    for block in (5, 7, 40):
+        best, cosines = similarity.find_twins(
+            lambda a, b: rows[a:b], 40, block=block, are_apart=are_apart
+        )
+        for number in range(40):
+            others = [before for before in range(number) if not are_apart(number, before)]
+            if not others:
+                assert (best[number], cosines[number]) == (-1, -1)
+                continue
+            expected = rows[others] @ rows[number]
+            assert best[number] == others[int(expected.argmax())]
+            assert cosines[number] == pytest.approx(expected.max(), abs=1e-6)
+
+
 def with_layouts(tiles_: RealTiles, seed: int) -> RealTiles:
     packed = np.random.default_rng(seed).integers(0, 256, (len(tiles_.groups), NUM_BYTES), np.uint8)
     return replace(tiles_, layouts=layout_vectors(packed))
@@ -291,6 +355,25 @@ def test_a_copy_repeats_the_layout(similar: float, agreement: float | None, is_c
     )
     decision = similarity.judge(score, limits, is_background=False)
     assert decision.reason == ("copy of a real photo" if is_copy else None)
+
+
+def test_a_placed_picture_is_near_real_tiles_on_purpose() -> None:
+    limits = Limits(animals=0, backgrounds=None, copy=0.95, layout=0.8, chance=0.6)
+
+    def reason(limits: Limits, *, placed: bool, agreement: float) -> str | None:
+        score = Score(
+            image_id="x",
+            similarity=0.9,
+            nearest_real_similarity=0.97,
+            layout_agreement=agreement,
+        )
+        return similarity.judge(score, limits, is_background=False, is_placed=placed).reason
+
+    assert reason(limits, placed=False, agreement=0.65) == "copy of a real photo"
+    assert reason(limits, placed=True, agreement=0.65) is None
+    assert reason(limits, placed=True, agreement=0.85) == "copy of a real photo"
+    given = replace(limits, chance=None)  # a number that somebody chose counts for all
+    assert reason(given, placed=True, agreement=0.65) == "copy of a real photo"
 
 
 def test_an_animal_that_looks_like_background() -> None:

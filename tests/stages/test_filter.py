@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from synthdet.config import Config, set_values
-from synthdet.core.records import Decision, Score, SyntheticImage
+from synthdet.core.records import Decision, PlacedBox, Score, SyntheticImage
 from synthdet.errors import SynthdetError
 from synthdet.stages import filter as filter_stage
 from synthdet.stages.filter_report import draw_report
@@ -359,6 +359,73 @@ def test_a_near_duplicate_goes_and_the_better_one_stays(tmp_path: Path) -> None:
     assert scores[4].twin is None
     run((workspace, config), None, *given, "filter.duplicate_threshold=null")
     assert all(one.kept for one in decisions_of(workspace))
+
+
+def test_two_animals_set_into_one_water_are_two_pictures(tmp_path: Path) -> None:
+    """Of three in one water, among others, one repeats the first and one has another place."""
+    workspace, config = make_run(tmp_path / "run", filter={"model": "fake"})
+    make_tiles(workspace)
+    images, _ = make_images(workspace, ((0,),) * 9)
+    first, again, elsewhere = 1, 4, 7
+    places = {first: (4.0, 4.0), again: (5.0, 4.0), elsewhere: (40.0, 30.0)}
+    for number, (x, y) in places.items():
+        path = workspace.root / images[number].path
+        with Image.open(workspace.root / images[first].path) as image:
+            image.putpixel((number, 0), (200, 30, 30))
+            image.save(path)
+        placed = PlacedBox(
+            xyxy=(x, y, x + 16, y + 8), class_id=0, animal_tile="t", animal_xyxy=(0, 0, 16, 8)
+        )
+        images[number] = images[number].model_copy(
+            update={"sha256": hash_file(path), "source_image": "sea", "placed": (placed,)}
+        )
+    folder = workspace.stage("generate")
+    write_records(folder.path / "images.jsonl", images)
+    finish(folder, ["images.jsonl"])
+    given = ("filter.threshold=0", "filter.copy_threshold=1", "filter.duplicate_threshold=0.95")
+    run((workspace, config), None, *given)
+    reasons = [one.reason for one in decisions_of(workspace)]
+    assert sorted([reasons[first], reasons[again]], key=str) == [None, "near-duplicate"]
+    assert Counter(reasons) == {None: 8, "near-duplicate": 1}
+    scores = read_records(workspace.stage("filter").path / "scores.jsonl", Score)
+    assert scores[elsewhere].twin not in {f"syn-{number:06d}" for number in places}
+
+
+def test_a_placed_picture_may_be_near_real_tiles(
+    prepared: tuple[Workspace, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, _ = prepared
+    folder = workspace.stage("generate")
+    images = read_records(folder.path / "images.jsonl", SyntheticImage)
+    placed = PlacedBox(xyxy=(4.0, 4.0, 20.0, 12.0), class_id=0)
+    images[1] = images[1].model_copy(update={"placed": (placed,)})
+    write_records(folder.path / "images.jsonl", images)
+    finish(folder, ["images.jsonl"])
+    told: dict[str, bool] = {}
+
+    def judge(score: Score, *rest: Any, is_placed: bool, **more: Any) -> Decision:
+        told[score.image_id] = is_placed
+        return filter_judge(score, *rest, is_placed=is_placed, **more)
+
+    filter_judge = filter_stage.judge
+    monkeypatch.setattr(filter_stage, "judge", judge)
+    run(prepared)
+    assert [image_id for image_id, is_placed in told.items() if is_placed] == ["syn-000001"]
+
+
+def test_a_raised_threshold_is_told_with_what_the_percentile_alone_would_be(
+    tmp_path: Path,
+) -> None:
+    workspace, config = make_run(tmp_path / "run", filter={"model": "fake"})
+    make_tiles(workspace)
+    make_images(workspace, ((0,),) * 3)
+    run((workspace, config))
+    told = (workspace.stage("filter").lock() or {})["counts"]
+    assert told["threshold_percentile"] <= told["threshold"] <= told["threshold_fence"]
+    run((workspace, config), None, "filter.threshold=0.4")
+    told = (workspace.stage("filter").lock() or {})["counts"]
+    assert (told["threshold"], told["threshold_from"]) == (0.4, "given")
+    assert told["threshold_percentile"] is told["threshold_fence"] is None
 
 
 def test_named_negatives_are_checked_and_cost_no_other_picture(
