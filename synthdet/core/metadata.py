@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 TRAINED_ALGORITHMIC_MEDIA = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's word for a picture that a trained model drew, as the value of ``DigitalSourceType``."""
@@ -30,6 +30,8 @@ _JPEG = b"\xff\xd8"
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _SOS, _EOI, _APP0, _APP1, _APP2, _APP14, _COM = 0xDA, 0xD9, 0xE0, 0xE1, 0xE2, 0xEE, 0xFE
 _ORIENTATION = 0x0112
+_Part = slice | bytes
+"""Of a file: a stretch of it, or bytes that are put in."""
 _MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
 """The end of a stretch of pixels: 0xff 0x00 is a byte of them, 0xff 0xd0 to 0xd7 a mark inside them."""
 
@@ -72,36 +74,48 @@ def mark_synthetic(content: bytes) -> bytes:
     if content.startswith(_PNG):
         text = _chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + _XMP)
         end_of_header = len(_PNG) + 25
-        return content[:end_of_header] + text + content[end_of_header:]
+        return _joined(content, [slice(end_of_header), text, slice(end_of_header, None)])
     if content.startswith(_JPEG):
         at = 2
         if content[2:4] == b"\xff\xe0":  # JFIF wants to be first
             at += 2 + struct.unpack(">H", content[4:6])[0]
-        return content[:at] + _segment(_APP1, _JPEG_XMP + _XMP) + content[at:]
+        packet = _segment(_APP1, _JPEG_XMP + _XMP)
+        return _joined(content, [slice(at), packet, slice(at, None)])
     raise ValueError("neither a JPEG nor a PNG")
+
+
+def _joined(content: bytes, parts: Sequence[_Part]) -> bytes:
+    """Parts of a file, in order, and what is put between them; the file itself where that is all of it.
+
+    A picture is many times larger than everything else in memory here: it is copied once at most.
+    """
+    view = memoryview(content)
+    joined = [part if isinstance(part, bytes) else view[part] for part in parts]
+    if not any(isinstance(part, bytes) for part in parts) and len(content) == sum(map(len, joined)):
+        return content
+    return b"".join(joined)
 
 
 # --- PNG ---------------------------------------------------------------------------------------
 
 
 def _strip_png(content: bytes) -> bytes:
-    kept, at, orientation = [_PNG], len(_PNG), 1
-    while True:
-        length, kind = struct.unpack(">I4s", content[at : at + 8])
+    kept: list[_Part] = [slice(0, len(_PNG))]
+    at, kind, orientation = len(_PNG), b"", 1
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", content, at)
         end = at + 12 + length
         if end > len(content):
             raise ValueError("the file ends within a chunk")
         if kind == b"eXIf":
             orientation = _orientation(content[at + 8 : end - 4])
         # A chunk whose name begins with a capital is needed to show the picture.
-        if kind == b"IEND" or kind[:1].isupper() or kind in _PNG_KEPT:
-            kept.append(content[at:end])
+        if kind[:1].isupper() or kind in _PNG_KEPT:
+            kept.append(slice(at, end))
         at = end
-        if kind == b"IEND":
-            break
     if orientation != 1:
         kept.insert(2, _chunk(b"eXIf", _exif(orientation)))
-    return b"".join(kept)
+    return _joined(content, kept)
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -112,21 +126,22 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _strip_jpeg(content: bytes) -> bytes:
-    kept, orientation = [_JPEG], 1
+    kept: list[_Part] = [slice(0, len(_JPEG))]
+    orientation, has_jfif = 1, False
     for marker, segment in _segments(content):
-        data = segment[4:]
-        if marker == _APP1 and data.startswith(b"Exif\0\0"):
-            orientation = _orientation(data[6:])
-        if _is_needed(marker, data):
+        begin = content[segment.start + 4 : segment.start + 20]
+        if marker == _APP1 and begin.startswith(b"Exif\0\0"):
+            orientation = _orientation(content[segment.start + 10 : segment.stop])
+        if _is_needed(marker, begin):
+            has_jfif = has_jfif or (len(kept) == 1 and marker == _APP0)
             kept.append(segment)
     if orientation != 1:
-        has_jfif = len(kept) > 1 and kept[1][1] == _APP0
         kept.insert(1 + has_jfif, _segment(_APP1, b"Exif\0\0" + _exif(orientation)))
-    return b"".join(kept)
+    return _joined(content, kept)
 
 
-def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and bytes of every segment after the first two bytes; a scan comes with its pixels.
+def _segments(content: bytes) -> Iterator[tuple[int, slice]]:
+    """Marker and place of every segment after the first two bytes; a scan comes with its pixels.
 
     It ends with the end of the picture: what cameras hang on behind that is not part of it.
     """
@@ -138,7 +153,7 @@ def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:
             at += 1
         marker = content[at + 1]
         if marker == _EOI:
-            yield marker, b"\xff\xd9"
+            yield marker, slice(at, at + 2)
             return
         end = at + 2 + struct.unpack(">H", content[at + 2 : at + 4])[0]
         if marker == _SOS:
@@ -148,17 +163,17 @@ def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:
             end = following.start()
         if end > len(content):
             raise ValueError("the file ends within a segment")
-        yield marker, content[at:end]
+        yield marker, slice(at, end)
         at = end
 
 
-def _is_needed(marker: int, data: bytes) -> bool:
+def _is_needed(marker: int, begin: bytes) -> bool:
     if marker == _APP0:
-        return data.startswith(b"JFIF\0")
+        return begin.startswith(b"JFIF\0")
     if marker == _APP2:
-        return data.startswith(b"ICC_PROFILE\0")
+        return begin.startswith(b"ICC_PROFILE\0")
     if marker == _APP14:
-        return data.startswith(b"Adobe")  # how CMYK and RGB are told apart
+        return begin.startswith(b"Adobe")  # how CMYK and RGB are told apart
     return not (_APP0 <= marker <= 0xEF or marker == _COM)
 
 

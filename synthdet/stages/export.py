@@ -164,7 +164,8 @@ def _write_datasets(
 
 
 def _write_pictures(writer: DatasetWriter, plan: Plan, reporter: Reporter) -> None:
-    with reporter.bar("export", len(plan.entries)) as advance:
+    pictures = zip(plan.entries, plan.sources, strict=True)
+    with reporter.bar("export", len(plan.entries)) as advance, writer.copying(pictures):
         for index, source in enumerate(plan.sources):
             plan.entries[index] = writer.add(plan.entries[index], source)
             if index % _STEP == _STEP - 1:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
@@ -19,6 +20,7 @@ from synthdet.core.formats.yolo import to_data_yaml, to_yolo_lines
 from synthdet.core.metadata import mark_synthetic, strip_metadata
 from synthdet.core.records import SPLITS, Box, ManifestEntry, Split
 from synthdet.errors import SynthdetError
+from synthdet.stages._photos import in_order
 from synthdet.stages.export_files import FileMaker
 
 CARD = "see DATA_CARD.md"
@@ -28,7 +30,8 @@ _ANNOTATION = (
 )
 _TEXT = json.JSONEncoder(ensure_ascii=False)
 
-
+_Content = tuple[str, bool]
+"""Hash of the source, and whether a model drew it: equal ones become equal files."""
 _MOST_USES = 20_000
 """Pictures that share a file, of three names each: ext4 allows 65,000 names."""
 
@@ -73,7 +76,8 @@ class DatasetWriter:
         self._root = str(self._folder)
         self._class_names = tuple(class_names)
         self._keep_metadata = keep_metadata
-        self._written: dict[tuple[str, bool], _Written] = {}
+        self._written: dict[_Content, _Written] = {}
+        self._copies: Iterator[_Written] | None = None
         folders = [f"{kind}/{split}" for kind in ("yolo/images", "yolo/labels", "coco/images") for split in SPLITS]  # fmt: skip
         folders += ["coco/annotations", *(["voc/Annotations", "voc/JPEGImages"] if voc else [])]
         for folder in folders:
@@ -81,6 +85,20 @@ class DatasetWriter:
         self._coco = {split: _CocoFile(self._class_names) for split in SPLITS}
         self._voc: dict[Split, list[str]] | None = {split: [] for split in SPLITS} if voc else None
         self._manifest: IO[str] = (self._folder / "manifest.jsonl").open("w", encoding="utf-8")
+
+    @contextmanager
+    def copying(self, pictures: Iterable[tuple[ManifestEntry, str]]) -> Iterator[None]:
+        """Let threads, one a core, copy these pictures ahead of `add`, to which they come in this order.
+
+        Reading, hashing and writing let go of the interpreter's lock.
+        """
+        copies = in_order(lambda one: self._make_copy(*one), _first_of_each(pictures), 0)
+        self._copies = copies
+        try:
+            yield
+        finally:
+            self._copies = None
+            copies.close()
 
     def add(self, entry: ManifestEntry, source: Path | str) -> ManifestEntry:
         """Copy a picture in and write its labels.
@@ -96,11 +114,10 @@ class DatasetWriter:
             SynthdetError: The source is gone or is not the picture that its record describes, or
                 the disk is full.
         """
-        target = self._at(entry.yolo_path)
         try:
-            written = self._copy(entry, source, target)
+            written = self._copy(entry, source)
         except OSError as error:
-            raise _cannot_write(target, error) from error
+            raise _cannot_write(self._at(entry.yolo_path), error) from error
         entry = _with_hash(entry, written.sha256)
         self._add(entry, written.path)
         return entry
@@ -168,14 +185,20 @@ class DatasetWriter:
         """Where a path of a record lies while the export is being built."""
         return f"{self._build}/{path.removeprefix('6-export/')}"
 
-    def _copy(self, entry: ManifestEntry, source: Path | str, target: str) -> _Written:
+    def _copy(self, entry: ManifestEntry, source: Path | str) -> _Written:
         """Write the picture; the same content a second time is a link to the first."""
-        is_drawn = entry.source == "synthetic"
-        before = self._written.get((entry.sha256, is_drawn))
-        if before is not None and before.uses < _MOST_USES:
-            before.uses += 1
-            self._files.link(before.path, target)
-            return before
+        content = _content(entry)
+        written = self._written.get(content)
+        if written is not None and written.uses < _MOST_USES:
+            written.uses += 1
+            self._files.link(written.path, self._at(entry.yolo_path))
+            return written
+        written = next(self._copies) if self._copies else self._make_copy(entry, source)
+        self._written[content] = written
+        return written
+
+    def _make_copy(self, entry: ManifestEntry, source: Path | str) -> _Written:
+        target = self._at(entry.yolo_path)
         try:
             content = Path(source).read_bytes()
         except OSError as error:
@@ -185,20 +208,17 @@ class DatasetWriter:
                 f"{source} is not the picture that its record describes: it was changed since; "
                 "put the old one back, or make its stage again with --redo"
             )
-        made = self._finish(content, source, is_drawn)
+        made = self._finish(content, source, is_drawn=entry.source == "synthetic")
         with open(target, "xb") as handle:  # noqa: PTH123 - a string, thousands of times
             handle.write(made)
-        sha256 = entry.sha256 if made is content else hashlib.sha256(made).hexdigest()
-        written = self._written[entry.sha256, is_drawn] = _Written(target, sha256)
-        return written
+        return _Written(
+            target, entry.sha256 if made is content else hashlib.sha256(made).hexdigest()
+        )
 
-    def _finish(self, content: bytes, source: Path | str, is_drawn: bool) -> bytes:
-        made = content
-        if not self._keep_metadata:
-            stripped = strip_metadata(content)
-            if stripped is None:
-                raise SynthdetError(f"{source} is damaged: make its stage again with --redo")
-            made = content if stripped == content else stripped
+    def _finish(self, content: bytes, source: Path | str, *, is_drawn: bool) -> bytes:
+        made = content if self._keep_metadata else strip_metadata(content)
+        if made is None:
+            raise SynthdetError(f"{source} is damaged: make its stage again with --redo")
         return mark_synthetic(made) if is_drawn else made
 
     def _write_voc(self, entry: ManifestEntry, name: str) -> None:
@@ -248,6 +268,25 @@ class _CocoFile:
             handle.write(",\n".join(self._annotations))
             named = json.dumps(categories, ensure_ascii=False)
             handle.write(f'],\n"categories": {named}}}\n')
+
+
+def _content(entry: ManifestEntry) -> _Content:
+    return entry.sha256, entry.source == "synthetic"
+
+
+def _first_of_each(
+    pictures: Iterable[tuple[ManifestEntry, str]],
+) -> Iterator[tuple[ManifestEntry, str]]:
+    """Those that are copied: all others are links to one of them."""
+    uses: dict[_Content, int] = {}
+    for entry, source in pictures:
+        content = _content(entry)
+        before = uses.get(content, _MOST_USES)
+        if before < _MOST_USES:
+            uses[content] = before + 1
+        else:
+            uses[content] = 0
+            yield entry, source
 
 
 def _with_hash(entry: ManifestEntry, sha256: str) -> ManifestEntry:

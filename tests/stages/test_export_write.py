@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -16,6 +17,8 @@ from synthdet.core.formats.voc import from_voc
 from synthdet.core.metadata import TRAINED_ALGORITHMIC_MEDIA
 from synthdet.core.records import Box, ManifestEntry, Photo, SyntheticImage, Tile
 from synthdet.errors import SynthdetError
+from synthdet.stages import export_write
+from synthdet.stages.export_write import DatasetWriter
 from synthdet.workspace import hash_file, read_records, write_json, write_records
 from tests.core.test_metadata import SECRETS, drone_jpeg, drone_png
 from tests.handmade import CLASSES, file_bytes, finish
@@ -196,6 +199,31 @@ def test_the_same_content_is_stored_once(labelled: Run) -> None:
     paths = [labelled[0].root / manifest(labelled)[name].yolo_path for name in ("train-001", "val-000", "test-001")]  # fmt: skip
     assert len({path.stat().st_ino for path in paths}) == 1
     assert not paths[0].samefile(labelled[0].root / "1-prepare/tiles/train/train-001.jpg")
+
+
+def test_one_thread_or_many_copy_the_same(labelled: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("train-001", "train-004", "val-000"):  # the second and third become links
+        change_tile(labelled, name, drone_jpeg(1), ".jpg")
+    run(labelled)
+    whole = file_bytes(labelled[0].root / "6-export")
+    run(labelled, "export.num_synthetic=0")
+    monkeypatch.setattr(DatasetWriter, "copying", lambda *_arguments: contextlib.nullcontext())
+    run(labelled)
+    assert file_bytes(labelled[0].root / "6-export") == whole
+
+
+def test_a_content_with_too_many_names_is_copied_anew(
+    labelled: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_write, "_MOST_USES", 2)
+    content, names = drone_jpeg(1), [f"train-00{number}" for number in range(7)]
+    for name in names:
+        change_tile(labelled, name, content, ".jpg")
+    run(labelled)
+    paths = [labelled[0].root / manifest(labelled)[name].yolo_path for name in names]
+    nodes = [path.stat().st_ino for path in paths]
+    assert [nodes.index(node) for node in nodes] == [0, 0, 0, 3, 3, 3, 6]
+    assert len({path.read_bytes() for path in paths}) == 1
 
 
 def test_without_hard_links_there_are_copies(
