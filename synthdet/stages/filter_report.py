@@ -110,7 +110,8 @@ def _draw_histograms(axis: Axes, facts: ReportFacts) -> None:
     threshold = calibration.limits.animals
     everything = np.concatenate([values for _, values, _ in sets] + [np.array([threshold])])
     # A few pictures of nothing known would squeeze all others into a corner: they go to the first bin.
-    lowest = min(float(np.percentile(everything, 2)), threshold) - 0.005
+    shown = threshold if calibration.chosen is None else calibration.chosen.percentile
+    lowest = min(float(np.percentile(everything, 2)), shown) - 0.005
     edges = np.linspace(lowest, everything.max() + 0.005, 41).tolist()
     for label, values, colour in sets:
         if len(values):
@@ -122,6 +123,10 @@ def _draw_histograms(axis: Axes, facts: ReportFacts) -> None:
             axis.hist(values, edges, weights=weights, color=colour, histtype="step", lw=1.2)
         axis.plot([], [], color=colour, lw=5, alpha=0.6, label=label)
     axis.axvline(threshold, color=_INK, ls="--", lw=1.2, label=f"threshold {threshold:.3f}")
+    chosen = calibration.chosen
+    if chosen is not None and chosen.percentile < threshold:
+        label = f"raised from {chosen.percentile:.3f}, the percentile of all real tiles"
+        axis.axvline(chosen.percentile, color=_INK, ls=":", lw=1.2, label=label)
     axis.set_xlabel("cosine similarity to the centroid of the real train tiles with an animal")
     axis.set_ylabel("% of each set")
     axis.set_title(_figures(facts), loc="left", fontsize=10, color=_INK, pad=10)

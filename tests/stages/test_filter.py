@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from synthdet.config import Config, set_values
 from synthdet.core.records import Decision, PlacedBox, Score, SyntheticImage
+from synthdet.core.similarity import Calibration, LeftOut, Limits
+from synthdet.core.thresholds import Threshold
 from synthdet.errors import SynthdetError
 from synthdet.stages import filter as filter_stage
-from synthdet.stages.filter_report import draw_report
+from synthdet.stages.filter_report import ReportFacts, draw_report
 from synthdet.workspace import Workspace, hash_file, read_records, write_records
 from tests.fakes import FakeEmbedder, PlannedError
 from tests.handmade import file_bytes, finish, make_images, make_run, make_tiles, quiet
@@ -106,6 +110,31 @@ def test_the_report_is_drawn_to_the_same_bytes(
     report.unlink()
     run(prepared)
     assert report.read_bytes() == first
+
+
+def test_the_report_shows_what_the_threshold_was_raised_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    draw_line = Axes.axvline
+
+    def note(self: Axes, *place: Any, **style: Any) -> Any:
+        told.append(style["label"])
+        return draw_line(self, *place, **style)
+
+    monkeypatch.setattr(Axes, "axvline", note)
+    real = np.linspace(0.5, 0.9, 9)
+    calibration = Calibration(
+        Limits(animals=0.7, backgrounds=None, copy=None), LeftOut(real, "group"), real - 0.3,
+        None, None, None, (), Threshold(0.7, 0.512, 0.75),
+    )  # fmt: skip
+    facts = ReportFacts((), 0, (), 0, real, calibration, None)
+    draw_report(tmp_path / "raised.png", facts)
+    assert told == ["threshold 0.700", "raised from 0.512, the percentile of all real tiles"]
+    told.clear()
+    as_is = replace(calibration, chosen=Threshold(0.7, 0.7, 0.75))
+    draw_report(tmp_path / "as-is.png", replace(facts, calibration=as_is))
+    assert told == ["threshold 0.700"]
 
 
 def test_whole(prepared: tuple[Workspace, Config]) -> None:
