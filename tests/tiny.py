@@ -166,7 +166,6 @@ def tiny_detr(
         decoder_n_points=[2] * 3 if kind == "d_fine" else 2,
         num_denoising=10,
         initializer_range=0.1,
-        initializer_bias_prior_prob=0.01,
         id2label=dict(enumerate(class_names)),
         label2id={name: number for number, name in enumerate(class_names)},
     )
