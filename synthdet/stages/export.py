@@ -118,7 +118,8 @@ def run(
     # A dataset is only good if it can be moved, so it is, before anybody reads it.
     moved = folder.path / ".tmp-moved"
     os.rename(build, moved)
-    check_export(moved, class_names, open_reader() if open_reader else None)
+    with paused_collector():
+        check_export(moved, class_names, open_reader() if open_reader else None)
     _put_in_place(moved, folder.path)
     outputs = ["manifest.jsonl", "yolo/data.yaml"]
     outputs += ["augmented/manifest.jsonl"] if (folder.path / "augmented").exists() else []

@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import yaml
 from PIL import Image
 from pycocotools.coco import COCO
+from pydantic import ValidationError
 
 from synthdet.core.formats.safe_xml import parse_xml
 from synthdet.core.formats.voc import from_voc
@@ -21,6 +23,7 @@ from synthdet.core.formats.yolo import from_yolo_lines
 from synthdet.core.records import SPLITS, Box, ManifestEntry, Split
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import DatasetReader
+from synthdet.stages._photos import in_order
 from synthdet.workspace import hash_file
 
 TOLERANCE = 0.5
@@ -44,9 +47,11 @@ def check_export(
         if (root / "manifest.jsonl").exists():
             _check_dataset(root, class_names, reader)
     if (folder / "augmented" / "manifest.jsonl").exists():
-        copies, seen = folder / "augmented", _Seen()
-        entries = _entries(copies, "train")
-        _check_pairs(copies / "images", copies / "labels", entries, len(class_names), seen)
+        copies = folder / "augmented"
+        pairs = _Pairs(copies / "images", copies / "labels", len(class_names), _Seen())
+        for entry in _entries(copies, "train"):
+            pairs.check(entry)
+        pairs.close()
 
 
 def _check_dataset(root: Path, class_names: Sequence[str], reader: DatasetReader | None) -> None:
@@ -55,17 +60,8 @@ def _check_dataset(root: Path, class_names: Sequence[str], reader: DatasetReader
     stems: dict[str, str] = {}
     number = 0
     for split in SPLITS:
-        members = [one.image_id for one in _entries(root, split)]
-        for name in members:
-            if stems.setdefault(name, split) != split:
-                raise _mismatch(root, f"{name} is in {stems[name]} and {split}")
-        number += len(members)
-        seen = _Seen()
-        images, labels = root / "yolo" / "images" / split, root / "yolo" / "labels" / split
-        _check_pairs(images, labels, _entries(root, split), len(class_names), seen)
-        _check_coco(root / "coco", split, _entries(root, split), class_names, seen)
-        if (root / "voc").exists():
-            _check_voc(root / "voc", split, _entries(root, split), class_names, seen)
+        members = _check_split(root, split, class_names, stems)
+        number += members
         if reader is not None and members:
             _check_reader(root / "yolo" / "data.yaml", split, _entries(root, split), reader)
     if (root / "voc").exists():
@@ -75,6 +71,29 @@ def _check_dataset(root: Path, class_names: Sequence[str], reader: DatasetReader
             raise _mismatch(root / "manifest.jsonl", "a line of it is of no split, or not readable")
 
 
+def _check_split(
+    root: Path, split: Split, class_names: Sequence[str], stems: dict[str, str]
+) -> int:
+    """Every picture of a split in all formats; how many there are. ``stems`` gets their names."""
+    seen, images = _Seen(), root / "yolo" / "images" / split
+    seen.read(images)
+    formats: list[_Pairs | _Coco | _Voc] = [
+        _Pairs(images, root / "yolo" / "labels" / split, len(class_names), seen),
+        _Coco(root / "coco", split, class_names, seen),
+    ]
+    if (root / "voc").exists():
+        formats.append(_Voc(root / "voc", split, class_names, seen))
+    number = 0
+    for number, entry in enumerate(_entries(root, split), start=1):  # noqa: B007
+        if stems.setdefault(entry.image_id, split) != split:
+            raise _mismatch(root, f"{entry.image_id} is in {stems[entry.image_id]} and {split}")
+        for one in formats:
+            one.check(entry)
+    for one in formats:
+        one.close()
+    return number
+
+
 def _entries(root: Path, split: Split) -> Iterator[ManifestEntry]:
     """The manifest's entries of a split, one at a time."""
     path = root / "manifest.jsonl"
@@ -82,8 +101,11 @@ def _entries(root: Path, split: Split) -> Iterator[ManifestEntry]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if wanted in line:  # spares parsing most of the others
-                where = f"{path}, line {number}"
-                entry = ManifestEntry.from_dict(json.loads(line), where=where)
+                try:
+                    entry = ManifestEntry.model_validate_json(line)
+                except ValidationError:  # in words
+                    where = f"{path}, line {number}"
+                    entry = ManifestEntry.from_dict(json.loads(line), where=where)
                 if entry.split == split:
                     yield entry
 
@@ -101,20 +123,26 @@ def _check_names(path: Path, class_names: Sequence[str]) -> None:
             raise _mismatch(path, f"there is no {data[split]}")
 
 
-def _check_pairs(
-    images: Path, labels: Path, entries: Iterable[ManifestEntry], num_classes: int, seen: _Seen
-) -> None:
+class _Pairs:
     """Pictures with their YOLO labels: all of them, and nothing else."""
-    names, stems = [], []
-    for entry in entries:
-        names.append(_name(entry))
-        stems.append(f"{entry.image_id}.txt")
-        seen.check_picture(images / names[-1], entry)
-        label = labels / stems[-1]
-        boxes = _read_strictly(label, entry, num_classes)
-        _compare(label, boxes, entry.boxes)
-    _check_listing(images, names)
-    _check_listing(labels, stems)
+
+    def __init__(self, images: Path, labels: Path, num_classes: int, seen: _Seen) -> None:
+        self._images, self._labels = images, labels
+        self._num_classes, self._seen = num_classes, seen
+        self._names: list[str] = []
+        self._stems: list[str] = []
+
+    def check(self, entry: ManifestEntry) -> None:
+        name, stem = _name(entry), f"{entry.image_id}.txt"
+        self._names.append(name)
+        self._stems.append(stem)
+        self._seen.check_picture(f"{self._images}/{name}", entry)
+        label = f"{self._labels}/{stem}"
+        _compare(label, _read_strictly(label, entry, self._num_classes), entry.boxes)
+
+    def close(self) -> None:
+        _check_listing(self._images, self._names)
+        _check_listing(self._labels, self._stems)
 
 
 def _check_reader(
@@ -152,46 +180,48 @@ def _check_reader(
         )
 
 
-def _check_voc(
-    folder: Path,
-    split: Split,
-    entries: Iterable[ManifestEntry],
-    class_names: Sequence[str],
-    seen: _Seen,
-) -> None:
-    listed = (folder / "ImageSets" / "Main" / f"{split}.txt").read_text().splitlines()
-    stems = []
-    for entry in entries:
-        stems.append(entry.image_id)
-        seen.check_picture(folder / "JPEGImages" / _name(entry), entry)
-        path = folder / "Annotations" / f"{entry.image_id}.xml"
+class _Voc:
+    """Pascal VOC of a split."""
+
+    def __init__(self, folder: Path, split: Split, class_names: Sequence[str], seen: _Seen) -> None:
+        self._folder, self._split = folder, split
+        self._class_names, self._seen = class_names, seen
+        self._stems: list[str] = []
+
+    def check(self, entry: ManifestEntry) -> None:
+        name, path = _name(entry), f"{self._folder}/Annotations/{entry.image_id}.xml"
+        self._stems.append(entry.image_id)
+        self._seen.check_picture(f"{self._folder}/JPEGImages/{name}", entry)
         try:
-            file = from_voc(parse_xml(path.read_bytes()))
+            file = from_voc(parse_xml(Path(path).read_bytes()))
         except (OSError, ValueError) as error:
             raise _mismatch(path, str(error)) from error
         (photo,) = file.photos
-        if (
-            photo.problems
-            or photo.file_name != _name(entry)
-            or photo.size_wh != (entry.width, entry.height)
-        ):
+        size_wh = entry.width, entry.height
+        if photo.problems or photo.file_name != name or photo.size_wh != size_wh:
             raise _mismatch(path, "it does not describe its picture as the manifest has it")
         names = [file.class_names[box.class_id] for box in photo.boxes]
-        if names != [class_names[box.class_id] for box in entry.boxes]:
+        if names != [self._class_names[box.class_id] for box in entry.boxes]:
             raise _mismatch(path, f"{names} are not the classes that the manifest has")
         wanted = [
             Box(xyxy=other.xyxy, class_id=box.class_id)
             for box, other in zip(photo.boxes, entry.boxes, strict=True)
         ]
         _compare(path, photo.boxes, wanted)
-    if listed != stems:
-        raise _mismatch(folder / "ImageSets", f"{len(listed)} names and {len(stems)} in {split}")
+
+    def close(self) -> None:
+        lists = self._folder / "ImageSets" / "Main"
+        listed = (lists / f"{self._split}.txt").read_text().splitlines()
+        if listed != self._stems:
+            found = f"{len(listed)} names and {len(self._stems)} in {self._split}"
+            raise _mismatch(lists.parent, found)
 
 
-def _read_strictly(path: Path, entry: ManifestEntry, num_classes: int) -> list[Box]:
+def _read_strictly(path: str, entry: ManifestEntry, num_classes: int) -> list[Box]:
     """Five columns a line, everything within the picture, every class named."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as handle:  # noqa: PTH123 - a string, thousands of times
+            text = handle.read()
     except OSError as error:
         raise _mismatch(path, "it is not there") from error
     for line in text.splitlines():
@@ -206,39 +236,42 @@ def _read_strictly(path: Path, entry: ManifestEntry, num_classes: int) -> list[B
     return boxes
 
 
-def _check_coco(
-    folder: Path,
-    split: Split,
-    entries: Iterable[ManifestEntry],
-    class_names: Sequence[str],
-    seen: _Seen,
-) -> None:
-    path = folder / "annotations" / f"instances_{split}.json"
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints how long it took
-        coco = COCO(str(path))
-    categories = {category["id"]: category["name"] for category in coco.dataset["categories"]}
-    if categories != dict(enumerate(class_names, start=1)):
-        raise _mismatch(path, "its categories are not those of the run")
-    names = []
-    for image_id, entry in enumerate(entries, start=1):
-        image, name = coco.imgs.get(image_id), _name(entry)
+class _Coco:
+    """A split as pycocotools reads it."""
+
+    def __init__(self, folder: Path, split: Split, class_names: Sequence[str], seen: _Seen) -> None:
+        self._path = folder / "annotations" / f"instances_{split}.json"
+        self._images, self._seen = folder / "images" / split, seen
+        self._names: list[str] = []
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints how long it took
+            self._coco = COCO(str(self._path))
+        categories = {one["id"]: one["name"] for one in self._coco.dataset["categories"]}
+        if categories != dict(enumerate(class_names, start=1)):
+            raise _mismatch(self._path, "its categories are not those of the run")
+
+    def check(self, entry: ManifestEntry) -> None:
+        name, image_id = _name(entry), len(self._names) + 1
+        image = self._coco.imgs.get(image_id)
         if (
             image is None
             or image["file_name"] != name
             or (image["width"], image["height"]) != (entry.width, entry.height)
         ):
-            raise _mismatch(path, f"image {image_id} is not {name} as the manifest has it")
-        names.append(name)
-        seen.check_picture(folder / "images" / split / name, entry)
+            raise _mismatch(self._path, f"image {image_id} is not {name} as the manifest has it")
+        self._names.append(name)
+        self._seen.check_picture(f"{self._images}/{name}", entry)
         boxes = [
             Box(xyxy=(x, y, x + width, y + height), class_id=annotation["category_id"] - 1)
-            for annotation in coco.imgToAnns[image_id]
+            for annotation in self._coco.imgToAnns[image_id]
             for x, y, width, height in [annotation["bbox"]]
         ]
-        _compare(path, boxes, entry.boxes)
-    if len(coco.imgs) != len(names):
-        raise _mismatch(path, f"{len(coco.imgs)} images and {len(names)} in the manifest")
-    _check_listing(folder / "images" / split, names)
+        _compare(self._path, boxes, entry.boxes)
+
+    def close(self) -> None:
+        images, names = len(self._coco.imgs), self._names
+        if images != len(names):
+            raise _mismatch(self._path, f"{images} images and {len(names)} in the manifest")
+        _check_listing(self._images, names)
 
 
 def _name(entry: ManifestEntry) -> str:
@@ -258,18 +291,29 @@ class _Seen:
     """Checks pictures; a file that it has read under another name (a hard link) it knows by its number."""
 
     def __init__(self) -> None:
-        self._files: dict[tuple[int, int], tuple[str, tuple[int, int]]] = {}
+        self._files: dict[tuple[int, int], _Look | None] = {}
 
-    def check_picture(self, path: Path, entry: ManifestEntry) -> None:
+    def read(self, folder: Path) -> None:
+        """Look at all pictures of a folder beforehand, in threads, one a core."""
+        device = folder.stat().st_dev
+        files: dict[tuple[int, int], str] = {}
+        with os.scandir(folder) as found:
+            for file in found:
+                files.setdefault((device, file.inode()), file.path)
+        for key, look in zip(files, in_order(_try_to_look, files.values(), 0), strict=True):
+            self._files[key] = look
+
+    def check_picture(self, path: str, entry: ManifestEntry) -> None:
         try:
-            file = path.stat()
+            file = os.stat(path)  # noqa: PTH116 - a string, thousands of times
         except OSError as error:
             raise _mismatch(path, "it is not there") from error
-        known = self._files.get((file.st_dev, file.st_ino))
+        key = file.st_dev, file.st_ino
+        known = self._files.get(key)
         if known is None:
-            with Image.open(path) as image:
-                known = hash_file(path), image.size
-            self._files[file.st_dev, file.st_ino] = known
+            known = self._files[key] = _try_to_look(path)
+        if known is None:
+            raise _mismatch(path, "it cannot be read as a picture")
         if known[0] != entry.sha256:
             raise _mismatch(
                 path, "not the picture that its record describes, which was changed since"
@@ -278,16 +322,29 @@ class _Seen:
             raise _mismatch(path, f"{known[1]} pixels, not {(entry.width, entry.height)}")
 
 
-def _compare(path: Path, found: Sequence[Box], wanted: Sequence[Box]) -> None:
+_Look = tuple[str, tuple[int, int]]
+"""Of a picture's file: its hash, and width and height."""
+
+
+def _try_to_look(path: str) -> _Look | None:
+    try:
+        with Image.open(path) as image:
+            return hash_file(Path(path)), image.size
+    except OSError:  # it may not even belong there: whoever asks for it will hear of it
+        return None
+
+
+def _compare(path: Path | str, found: Sequence[Box], wanted: Sequence[Box]) -> None:
     if len(found) != len(wanted):
         raise _mismatch(path, f"{len(found)} boxes and {len(wanted)} in the manifest")
     for one, other in zip(found, wanted, strict=True):
-        apart = max(abs(a - b) for a, b in zip(one.xyxy, other.xyxy, strict=True))
+        (x1, y1, x2, y2), (left, top, right, bottom) = one.xyxy, other.xyxy
+        apart = max(abs(x1 - left), abs(y1 - top), abs(x2 - right), abs(y2 - bottom))
         if apart > TOLERANCE or one.class_id != other.class_id:
             raise _mismatch(path, f"box {one.xyxy} where the manifest has {other.xyxy}")
 
 
-def _mismatch(path: Path, what: str) -> SynthdetError:
+def _mismatch(path: Path | str, what: str) -> SynthdetError:
     return SynthdetError(
         f"{path}: {what}. The export was not put in place: check the disk, and run export again"
     )

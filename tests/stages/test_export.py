@@ -518,6 +518,14 @@ def test_the_check_finds_another_picture(labelled: Run) -> None:
         export_check.check_export(folder, CLASSES)
 
 
+def test_the_check_finds_what_is_no_picture(labelled: Run) -> None:
+    run(labelled)
+    folder = labelled[0].root / "6-export"
+    (folder / "yolo/images/val/val-000.png").write_bytes(b"no picture")
+    with pytest.raises(SynthdetError, match=r"val-000\.png: it cannot be read as a picture"):
+        export_check.check_export(folder, CLASSES)
+
+
 class OddReader:
     """Reads what is there, but for one picture."""
 
