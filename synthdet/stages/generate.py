@@ -24,44 +24,35 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from synthdet.config import Config, GenerateConfig
 from synthdet.core.pictures import is_blank
 from synthdet.core.placement import plan_modes, whole_animals
-from synthdet.core.prompts import PlannedPicture, make_image_id, plan_pictures
-from synthdet.core.records import GenerateMode, Rejected, SyntheticImage, Tile
+from synthdet.core.prompts import PlannedPicture, plan_pictures
+from synthdet.core.records import GenerateMode, Tile
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import ImageGenerator, Picture, PictureRequest
 from synthdet.progress import Reporter
-from synthdet.stages.generate_files import Fields, Saver, write_picture
+from synthdet.stages.generate_batches import Batches
+from synthdet.stages.generate_files import Saver
+from synthdet.stages.generate_made import Made
 from synthdet.stages.generate_sources import Sources, compare
+from synthdet.stages.generate_take_in import list_pictures, take_in
 from synthdet.workspace import (
-    StageFolder,
     Workspace,
-    append_records,
     hash_file,
     hash_json,
     read_json,
     read_records,
-    write_json,
-    write_records,
 )
 
 MODES: tuple[GenerateMode, ...] = ("text", "image", "placed")
-PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_IN_TEXT = (
-    "prompt", "negative_prompt", "seed", "scheduler", "num_inference_steps", "guidance_scale",
-    "lora_scale", "mode", "source_tile", "source_image", "source_view", "strength", "placed",
-)  # fmt: skip
 
 
 def run(
@@ -88,30 +79,14 @@ def run(
     """
     settings = config.generate
     folder = workspace.stage("generate")
-    if settings.pictures is None:
-        files = []
-        inputs = {"finetune": workspace.stage("finetune").output()}
-        if settings.few_step_lora is not None:
-            if not settings.few_step_lora.is_file():
-                raise SynthdetError(
-                    f"generate.few_step_lora: there is no file {settings.few_step_lora}"
-                )
-            inputs["few_step_lora"] = hash_file(settings.few_step_lora)
-        if set(settings.mode_shares()) != {"text"}:
-            inputs["prepare"] = workspace.stage("prepare").output()
-    else:
-        files = _list_pictures(settings.pictures)
-        inputs = {
-            "prepare": workspace.stage("prepare").output(),
-            "pictures": hash_json([[path.name, hash_file(path)] for path in files]),
-        }
+    files = [] if settings.pictures is None else list_pictures(settings.pictures)
     done = folder.claim(
         settings=settings.settings("making"),
-        inputs=inputs,
+        inputs=_inputs(workspace, settings, files),
         redo=redo,
         note=lambda text: reporter.note("generate", text),
     )
-    made = _Made(folder, reporter)
+    made = Made(folder, reporter)
     counts: dict[str, Any] = (folder.lock() or {}).get("counts", {})
     if done and made.is_whole(counts["pictures"]):
         reporter.close("generate", _closing_line(counts))
@@ -121,27 +96,15 @@ def run(
 
     speed: dict[str, float] = {}
     tiles = _read_tiles(workspace)
-    width, height = tiles[0].width, tiles[0].height
+    size_wh = tiles[0].width, tiles[0].height
     if settings.pictures is None:
-        class_names = read_json(workspace.stage("prepare").path / "dataset.json")["classes"]
         sources = Sources(workspace.root, tiles, made.path)
-        if "placed" in settings.mode_shares() and settings.placed_start == "animal":
-            _look_at_animals(sources, tiles, reporter)
-        planned = plan_modes(
-            _plan(settings, class_names),
-            tiles,
-            shares=settings.mode_shares(),
-            start=settings.placed_start,
-            water=settings.placed_water,
-            stands_out=sources.stands_out,
-            seed=settings.seed,
-        )
-        speed = _generate(made, planned, sources, settings, (width, height), open_generator)
+        planned = _plan(workspace, settings, tiles, sources, reporter)
+        speed = _generate(made, planned, sources, settings, size_wh, open_generator)
         wanted = [picture.image_id for picture in planned]
     else:
-        _take_in(made, files, (width, height))
-        wanted = [make_image_id(index) for index in range(len(files))]
-    records = made.close(wanted, (width, height))
+        wanted = take_in(made, files, size_wh)
+    records = made.close(wanted, size_wh)
     counts = {
         "taken_in": settings.pictures is not None,
         "pictures": len(records),
@@ -160,6 +123,31 @@ def run(
     reporter.close("generate", _closing_line(counts))
 
 
+def _inputs(
+    workspace: Workspace, settings: GenerateConfig, files: Sequence[Path]
+) -> dict[str, str]:
+    """Fingerprint of all that the pictures are made from.
+
+    Raises:
+        SynthdetError: A stage before is not done, or there is no file of the few-step LoRA.
+    """
+    if settings.pictures is not None:
+        return {
+            "prepare": workspace.stage("prepare").output(),
+            "pictures": hash_json([[path.name, hash_file(path)] for path in files]),
+        }
+    inputs = {"finetune": workspace.stage("finetune").output()}
+    if settings.few_step_lora is not None:
+        if not settings.few_step_lora.is_file():
+            raise SynthdetError(
+                f"generate.few_step_lora: there is no file {settings.few_step_lora}"
+            )
+        inputs["few_step_lora"] = hash_file(settings.few_step_lora)
+    if set(settings.mode_shares()) != {"text"}:
+        inputs["prepare"] = workspace.stage("prepare").output()
+    return inputs
+
+
 def _look_at_animals(sources: Sources, tiles: Sequence[Tile], reporter: Reporter) -> None:
     """Try which animals stand out from their water, before the plan asks: seconds for a hundred."""
     animals = whole_animals(tiles)
@@ -169,16 +157,34 @@ def _look_at_animals(sources: Sources, tiles: Sequence[Tile], reporter: Reporter
             advance(1)
 
 
-def _plan(settings: GenerateConfig, class_names: Sequence[str]) -> tuple[PlannedPicture, ...]:
-    return plan_pictures(
+def _plan(
+    workspace: Workspace,
+    settings: GenerateConfig,
+    tiles: Sequence[Tile],
+    sources: Sources,
+    reporter: Reporter,
+) -> tuple[PlannedPicture, ...]:
+    """Every picture: its words, its seed, and what it starts from."""
+    if "placed" in settings.mode_shares() and settings.placed_start == "animal":
+        _look_at_animals(sources, tiles, reporter)
+    worded = plan_pictures(
         num_images=settings.num_images,
-        class_names=class_names,
+        class_names=read_json(workspace.stage("prepare").path / "dataset.json")["classes"],
         prompts=settings.prompts,
         animals=settings.animals,
         attributes=settings.attributes,
         background_prompts=settings.background_prompts,
         background_fraction=settings.background_fraction,
         negative_prompt=settings.negative_prompt,
+        seed=settings.seed,
+    )
+    return plan_modes(
+        worded,
+        tiles,
+        shares=settings.mode_shares(),
+        start=settings.placed_start,
+        water=settings.placed_water,
+        stands_out=sources.stands_out,
         seed=settings.seed,
     )
 
@@ -203,106 +209,11 @@ def _closing_line(counts: Mapping[str, Any]) -> str:
     return line
 
 
-# --- what is made ----------------------------------------------------------------------------------
-
-
-@dataclass
-class _Made:
-    """The pictures of the folder: what is there, what is added, and in the end all in order."""
-
-    folder: StageFolder
-    reporter: Reporter
-    records: dict[str, SyntheticImage] = field(init=False)
-    rejected: dict[str, Rejected] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.records_path = self.folder.path / "images.jsonl"
-        self.rejected_path = self.folder.path / "rejected.jsonl"
-        self.records = {
-            record.image_id: record for record in read_records(self.records_path, SyntheticImage)
-        }
-        self.rejected = {
-            record.path: record for record in read_records(self.rejected_path, Rejected)
-        }
-
-    def path(self, image_id: str) -> Path:
-        return self.folder.path / "images" / f"{image_id}.png"
-
-    def has(self, image_id: str) -> bool:
-        """Whether a picture was made and recorded, and its file is still there."""
-        return image_id in self.records and self.path(image_id).exists()
-
-    def is_whole(self, num_pictures: int) -> bool:
-        """Whether so many pictures are recorded, and all their files are there."""
-        return (
-            self.records_path.exists()
-            and len(self.records) == num_pictures
-            and all(self.path(image_id).exists() for image_id in self.records)
-        )
-
-    def write(self, picture: Picture, fields: Fields) -> SyntheticImage:
-        """Write a picture; its record still has to be added. Safe in several threads.
-
-        Raises:
-            SynthdetError: The disk is full.
-        """
-        path = self.path(fields["image_id"])
-        root = self.folder.workspace.root
-        return write_picture(path, picture, fields, in_text=_IN_TEXT, root=root)
-
-    def add(self, records: Sequence[SyntheticImage]) -> None:
-        """Append the records of pictures that are in place.
-
-        Raises:
-            SynthdetError: The disk is full.
-        """
-        append_records(self.records_path, records)
-        self.records |= {record.image_id: record for record in records}
-
-    def close(self, wanted: Sequence[str], size_wh: tuple[int, int]) -> list[SyntheticImage]:
-        """Check every promised file, and put the records in plan order, each once.
-
-        Raises:
-            SynthdetError: A picture is unreadable or of another size.
-        """
-        records = [self.records[image_id] for image_id in wanted if image_id in self.records]
-        for record in records:
-            path = self.path(record.image_id)
-            try:
-                with Image.open(path) as image:  # reads no pixel
-                    size = image.size
-            except OSError as error:
-                raise SynthdetError(f"{path} cannot be read: delete it and run again") from error
-            if size != size_wh:
-                raise SynthdetError(
-                    f"{path} is {size[0]} x {size[1]}, not {size_wh[0]} x {size_wh[1]}: "
-                    "delete it and run again"
-                )
-        self._say_what_came_out_blank(records)
-        write_records(self.records_path, records)
-        write_records(self.rejected_path, self.rejected.values())
-        return records
-
-    def _say_what_came_out_blank(self, records: Sequence[SyntheticImage]) -> None:
-        again = [record.image_id for record in records if record.vae is not None]
-        if again:
-            self.reporter.note(
-                "generate",
-                f"{len(again)} pictures came out blank and were made again with the VAE in float32, "
-                f"such as {again[0]}",
-            )
-        blank = [record.image_id for record in records if record.fault is not None]
-        if blank:
-            self.reporter.note(
-                "generate", f"{len(blank)} pictures are of one colour, such as {blank[0]}"
-            )
-
-
 # --- generated -------------------------------------------------------------------------------------
 
 
 def _generate(
-    made: _Made,
+    made: Made,
     planned: Sequence[PlannedPicture],
     sources: Sources,
     settings: GenerateConfig,
@@ -317,7 +228,7 @@ def _generate(
     # from backgrounds drawn before.
     planned = sorted(planned, key=lambda picture: MODES.index(picture.mode))
     modes = Counter(picture.mode for picture in planned)
-    batches = _Batches(
+    batches = Batches(
         made.folder.path / "plan.json",
         [modes[mode] for mode in MODES],
         lambda: _find_batch_size(made.reporter, models, settings, size_wh),
@@ -479,142 +390,4 @@ def _describe(
         "source_view": plan.source_view,
         "strength": None if plan.mode == "text" else settings.strength(plan.mode),
         "placed": plan.placed or None,
-    }
-
-
-class _Batches:
-    """How the plan is cut into batches; written down, because a batch's shape changes pixels.
-
-    Args:
-        path: Of ``plan.json``.
-        groups: Pictures that may share a batch, group after group.
-        find_size: Pictures a batch; called where nothing is written down yet.
-    """
-
-    def __init__(self, path: Path, groups: Sequence[int], find_size: Callable[[], int]) -> None:
-        self._path = path
-        if path.exists():
-            self._shapes = [int(shape) for shape in read_json(path)["batch_shapes"]]
-        else:
-            batch_size = find_size()
-            self._shapes = []
-            for num_pictures in groups:
-                whole, rest = divmod(num_pictures, batch_size)
-                self._shapes += [batch_size] * whole + [rest] * (rest > 0)
-            self._write()
-        if sum(self._shapes) != sum(groups):
-            raise SynthdetError(f"{path} does not fit the settings: start again with --redo")
-
-    def walk(
-        self, planned: Sequence[PlannedPicture]
-    ) -> Iterator[tuple[int, Sequence[PlannedPicture]]]:
-        """Number and members of each batch; one that was halved comes again, as its halves."""
-        number = start = 0
-        while number < len(self._shapes):
-            shape = self._shapes[number]
-            yield number, planned[start : start + shape]
-            if self._shapes[number] == shape:
-                number, start = number + 1, start + shape
-
-    def halve(self, number: int, *, because: MemoryError) -> None:
-        """Cut a batch, and all after it that are as large, in two.
-
-        Raises:
-            SynthdetError: It is one picture.
-        """
-        limit = self._shapes[number]
-        if limit == 1:
-            raise SynthdetError(
-                f"one picture alone does not fit into memory ({because}): free some, or make "
-                "smaller pictures (prepare.resolution)"
-            ) from because
-        shapes = self._shapes[:number]
-        for shape in self._shapes[number:]:
-            shapes += [shape] if shape < limit else [shape - shape // 2, shape // 2]
-        self._shapes = shapes
-        self._write()
-
-    def _write(self) -> None:
-        write_json(self._path, {"batch_shapes": self._shapes})
-
-
-# --- taken in --------------------------------------------------------------------------------------
-
-
-def _list_pictures(folder: Path) -> list[Path]:
-    """Picture files in a folder, by name.
-
-    Raises:
-        SynthdetError: There is no such folder, or no picture in it.
-    """
-    if not folder.is_dir():
-        raise SynthdetError(f"generate.pictures: there is no folder {folder}")
-    files = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
-    )
-    if not files:
-        raise SynthdetError(
-            f"generate.pictures: there is no picture in {folder} "
-            f"(looked for {', '.join(PICTURE_SUFFIXES)})"
-        )
-    return files
-
-
-def _take_in(made: _Made, files: Sequence[Path], size_wh: tuple[int, int]) -> None:
-    ids = {path: make_image_id(index) for index, path in enumerate(files)}
-    done = sum(made.has(image_id) for image_id in ids.values())
-    made.rejected.clear()
-    with made.reporter.bar("generate", len(files), done=done, doing="taking in") as advance:
-        for index, (path, image_id) in enumerate(ids.items()):
-            if made.has(image_id):
-                continue
-            picture = _read_picture(path, size_wh)
-            if isinstance(picture, str):
-                made.rejected[path.name] = Rejected(path=path.name, reason=picture)
-            else:
-                fields = _describe_own(path, image_id, index)
-                if is_blank(picture):
-                    fields["fault"] = "blank"
-                made.add([made.write(picture, fields)])
-            advance(1)
-    if made.rejected:
-        first = next(iter(made.rejected.values()))
-        made.reporter.note(
-            "generate",
-            f"{len(made.rejected)} files could not be taken in, such as {first.path}: {first.reason}",
-        )
-
-
-def _read_picture(path: Path, size_wh: tuple[int, int]) -> NDArray[np.uint8] | str:
-    """The user's picture, upright, RGB, in the size of a tile; or why it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            if upright.size != size_wh:
-                upright = ImageOps.fit(upright, size_wh, method=Image.Resampling.LANCZOS)
-            return np.array(upright)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return " ".join(str(error).split()).replace(str(path), path.name) or type(error).__name__
-
-
-def _describe_own(path: Path, image_id: str, index: int) -> dict[str, Any]:
-    sidecar = path.with_suffix(".txt")
-    prompt = ""
-    if sidecar.is_file():
-        prompt = sidecar.read_text(encoding="utf-8", errors="replace").strip()
-    return {
-        "image_id": image_id,
-        "prompt": prompt,
-        "negative_prompt": "",
-        "seed": 0,
-        "scheduler": "unknown",
-        "num_inference_steps": 0,
-        "guidance_scale": 0.0,
-        "lora_scale": 0.0,
-        "batch": index,
-        "batch_shape": 1,
-        "asked_for": None,
-        "file_name": path.name,
     }

@@ -18,7 +18,7 @@ from tests.stages.test_generate import records, start
 CHILD = """
 import json, os, signal, sys, threading
 from pathlib import Path
-from synthdet.stages import generate, generate_files
+from synthdet.stages import generate, generate_files, generate_made
 from synthdet.workspace import Workspace
 from tests.fakes import FakeGenerator
 from tests.handmade import quiet
@@ -38,7 +38,7 @@ def mortal(write):
     return count
 
 generate_files.write_bytes = mortal(generate_files.write_bytes)
-generate.append_records = mortal(generate.append_records)
+generate_made.append_records = mortal(generate_made.append_records)
 
 def open_generator():
     if model == "fake":
