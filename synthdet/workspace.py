@@ -130,20 +130,31 @@ def read_records(path: Path, kind: type[R]) -> list[R]:
     Raises:
         SynthdetError: A whole line is not a record of that kind; names the line.
     """
+    return list(iter_records(path, kind))
+
+
+def iter_records(path: Path, kind: type[R]) -> Iterator[R]:
+    """As `read_records`, one after the other: for many of which not all have to stay in memory.
+
+    Raises:
+        SynthdetError: A whole line is not a record of that kind; names the line.
+    """
     if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("rb+") as handle:
-            handle.truncate(whole)
-    records = []
-    for number, line in enumerate(content[:whole].decode("utf-8").split("\n")[:-1], start=1):
-        try:
-            records.append(kind.model_validate_json(line))
-        except ValidationError:
-            records.append(_parse_line(line, kind, where=f"{path}, line {number}"))
-    return records
+        return
+    whole = 0
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            try:
+                record = kind.model_validate_json(line)
+            except ValidationError:
+                record = _parse_line(line, kind, where=f"{path}, line {number}")
+            yield record
+        else:
+            return
+    os.truncate(path, whole)
 
 
 @contextmanager
@@ -162,11 +173,11 @@ def paused_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _parse_line(line: str, kind: type[R], *, where: str) -> R:
+def _parse_line(line: bytes, kind: type[R], *, where: str) -> R:
     """The slow way, which says in words what is wrong with the line."""
     try:
         fields = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SynthdetError(f"{where} is not readable as JSON: {error}") from error
     return kind.from_dict(fields, where=where)
 

@@ -17,6 +17,7 @@ from synthdet.workspace import (
     Workspace,
     append_records,
     atomic_path,
+    iter_records,
     paused_collector,
     read_json,
     read_records,
@@ -93,6 +94,20 @@ def test_a_torn_last_line_is_cut_off_before_the_next_is_written(tmp_path: Path) 
     assert [record.image_id for record in read_records(path, Decision)] == [
         f"syn-{number:06d}" for number in range(3)
     ]
+
+
+def test_records_come_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.jsonl"
+    append_records(path, [decision(0), decision(1)])
+    with path.open("ab") as handle:
+        handle.write(b'{"image_id": "b"}\n{"image_id": "syn-0000')
+    some = iter_records(path, Decision)
+    assert [next(some), next(some)] == [decision(0), decision(1)]
+    with pytest.raises(SynthdetError, match=r"line 3: kept"):
+        next(some)
+    path.write_bytes(path.read_bytes().replace(b'{"image_id": "b"}', b'\xff\xfe"'))
+    with pytest.raises(SynthdetError, match=r"line 3 is not readable as JSON"):
+        list(iter_records(path, Decision))
 
 
 def test_a_bad_line_is_named(tmp_path: Path) -> None:

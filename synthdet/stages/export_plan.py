@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from synthdet.core.splits import require_train
 from synthdet.errors import SynthdetError
 from synthdet.stages.export_augment import plan_copies
 from synthdet.stages.export_frames import plan_frames
-from synthdet.workspace import Workspace, read_json, read_records
+from synthdet.workspace import Workspace, iter_records, read_json, read_records
 
 NOT_CHOSEN = "more than the mix asks for"
 
@@ -44,7 +44,8 @@ class Inputs:
     class_names: tuple[str, ...]
     photos: list[Photo]
     photos_dir: Path
-    tiles: list[Tile]
+    tiles: Iterator[Tile]
+    """Read once, by `make_plan`: there may be 100,000, and none has to stay."""
     images: list[SyntheticImage]
     scores: dict[str, Score]
     decisions: dict[str, Decision]
@@ -93,7 +94,7 @@ def read_inputs(workspace: Workspace, config: Config) -> Inputs:
         class_names=tuple(dataset["classes"]),
         photos=read_records(prepare / "photos.jsonl", Photo),
         photos_dir=Path(dataset.get("photos", ".")),
-        tiles=read_records(prepare / "tiles.jsonl", Tile),
+        tiles=iter_records(prepare / "tiles.jsonl", Tile),
         images=read_records(generated / "images.jsonl", SyntheticImage),
         scores={one.image_id: one for one in read_records(chosen / "scores.jsonl", Score)},
         decisions={one.image_id: one for one in read_records(chosen / "decisions.jsonl", Decision)},
@@ -127,19 +128,24 @@ def _read_embeddings(workspace: Workspace) -> dict[str, Embeddings]:
 
 def make_plan(workspace: Workspace, given: Inputs, config: Config) -> Plan:
     """Every picture that goes in, real ones first: from records and settings alone."""
-    hashes = {tile.tile_id: tile.sha256 for tile in given.tiles}
-    hashes |= {image.image_id: image.sha256 for image in given.images}
-    verdicts = {
-        image_id: verdict
-        for image_id, verdict in given.verdicts.items()
-        if image_id in hashes and verdict.sha256 in (None, hashes[image_id])
-    }
-    entries = []
+    entries: list[ManifestEntry] = []
+    sources: list[str] = []
+    heard = unheard = 0
     for tile in given.tiles:
-        verdict = verdicts.get(tile.tile_id) if tile.split == "train" else None
+        verdict = _verdict_on(given, tile.tile_id, tile.sha256)
+        heard += verdict is not None
+        if tile.split != "train":
+            unheard += verdict is not None
+            verdict = None
         if verdict is None or verdict.verdict == "accept":
             entries.append(_real_entry(tile, verdict))
+            sources.append(f"{workspace.root}/{tile.path}")
     num_real = sum(entry.split == "train" for entry in entries)
+    verdicts = {
+        image.image_id: verdict
+        for image in given.images
+        if (verdict := _verdict_on(given, image.image_id, image.sha256)) is not None
+    }
     settled = {
         image.image_id: settle(
             image,
@@ -153,21 +159,25 @@ def make_plan(workspace: Workspace, given: Inputs, config: Config) -> Plan:
     chosen = _choose(given, settled, num_real, config)
     left_out = Counter(one.reason for one in settled.values() if one.reason is not None)
     left_out[NOT_CHOSEN] = sum(one.reason is None for one in settled.values()) - len(chosen)
-    entries += [
-        _synthetic_entry(image, settled[image.image_id], given, verdicts.get(image.image_id))
-        for image in given.images
-        if image.image_id in chosen
-    ]
-    paths = {tile.tile_id: tile.path for tile in given.tiles}
-    paths |= {image.image_id: image.path for image in given.images if image.image_id in chosen}
+    for image in given.images:
+        if image.image_id in chosen:
+            verdict = verdicts.get(image.image_id)
+            entries.append(_synthetic_entry(image, settled[image.image_id], given, verdict))
+            sources.append(f"{workspace.root}/{image.path}")
     return Plan(
         entries,
-        [f"{workspace.root}/{paths[entry.image_id]}" for entry in entries],
+        sources,
         _plan_copies(entries, config),
         plan_frames(given.photos, given.photos_dir) if config.export.whole_frames else [],
         {reason: left_out[reason] for reason in sorted(left_out) if left_out[reason]},
-        _notes(given, verdicts),
+        _notes(gone=len(given.verdicts) - heard - len(verdicts), unheard=unheard),
     )
+
+
+def _verdict_on(given: Inputs, image_id: str, sha256: str) -> Verdict | None:
+    """What a person decided about this very picture."""
+    verdict = given.verdicts.get(image_id)
+    return verdict if verdict is not None and verdict.sha256 in (None, sha256) else None
 
 
 def is_augmented(config: Config) -> bool:
@@ -191,12 +201,11 @@ def _plan_copies(entries: Sequence[ManifestEntry], config: Config) -> list[Copy]
     ]
 
 
-def _notes(given: Inputs, verdicts: Mapping[str, Verdict]) -> list[str]:
+def _notes(*, gone: int, unheard: int) -> list[str]:
     notes = []
-    if gone := len(given.verdicts) - len(verdicts):
+    if gone:
         notes.append(f"{gone} verdicts are on pictures that are gone: they do not count")
-    held_out = {tile.tile_id for tile in given.tiles if tile.split != "train"}
-    if unheard := len(held_out & verdicts.keys()):
+    if unheard:
         notes.append(
             f"{unheard} verdicts on val and test tiles are not followed: correct the annotations instead"
         )
