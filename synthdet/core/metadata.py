@@ -32,8 +32,11 @@ _SOS, _EOI, _APP0, _APP1, _APP2, _APP14, _COM = 0xDA, 0xD9, 0xE0, 0xE1, 0xE2, 0x
 _ORIENTATION = 0x0112
 _Part = slice | bytes
 """Of a file: a stretch of it, or bytes that are put in."""
-_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
-"""The end of a stretch of pixels: 0xff 0x00 is a byte of them, 0xff 0xd0 to 0xd7 a mark inside them."""
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""The end of a stretch of pixels: 0xff 0x00 is a byte of them, 0xff 0xd0 to 0xd7 a mark inside them.
+
+It begins with one plain byte, for which `re` has a search of its own, ten times as fast and more.
+"""
 
 
 def strip_metadata(content: bytes) -> bytes | None:
@@ -160,7 +163,9 @@ def _segments(content: bytes) -> Iterator[tuple[int, slice]]:
             following = _MARKER.search(content, end)
             if following is None:
                 raise ValueError("the file ends within its pixels")
-            end = following.start()
+            scan, end = end, following.start()
+            while end > scan and content[end - 1] == 0xFF:  # padding
+                end -= 1
         if end > len(content):
             raise ValueError("the file ends within a segment")
         yield marker, slice(at, end)

@@ -104,6 +104,14 @@ def test_a_synthetic_picture_says_so(kind: str) -> None:
     assert strip_metadata(marked) == clean  # nothing else was put in
 
 
+def test_markers_may_be_padded() -> None:
+    jpeg = drone_jpeg(1, restart_marker_blocks=2)
+    tables, end = jpeg.index(b"\xff\xdb"), jpeg.rindex(b"\xff\xd9")
+    padding = b"\xff\xff\xff"
+    padded = jpeg[:tables] + padding + jpeg[tables:end] + padding + jpeg[end:]
+    assert strip_metadata(padded) == strip_metadata(jpeg)
+
+
 def test_modes_survive() -> None:
     for mode in ("L", "P", "RGBA", "LA", "I;16", "1"):
         buffer = io.BytesIO()
