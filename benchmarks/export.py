@@ -8,8 +8,10 @@ database to YOLO alone. FiftyOne has fewer pictures: its rate does not rise with
 reported). The two take turns, two rounds each, a process each; labels are checked equal first. Our check
 afterwards is timed apart; the peak memory is that of the whole stage with its check.
 
-On a machine that is busy with other things look at the processor time a picture, of all our processes
-and of FiftyOne's own (its database server's is not counted).
+The file system sets a limit: a picture is three names, two links and a label. `names_cpu_us_per_picture` is
+what a bare loop needs to make them, nothing read or checked, and `speedup_limit` how far ahead of FiftyOne one
+would be with all cores doing that alone. On a machine that is busy with other things look at the processor
+time a picture, of all our processes and of FiftyOne's own (its database server's is not counted).
 
 Nothing is deleted before the end: for minutes after files were deleted, ext4 makes new ones in their
 neighbourhood up to ten times as slowly, for whoever comes next.
@@ -38,7 +40,7 @@ from report import make_report, say, workplace
 from rich.console import Console
 
 from synthdet.config import make_config
-from synthdet.core.formats.yolo import from_yolo_lines
+from synthdet.core.formats.yolo import from_yolo_lines, to_yolo_lines
 from synthdet.core.records import Tile
 from synthdet.progress import Reporter
 from synthdet.stages import export
@@ -56,6 +58,9 @@ def main() -> None:
     if arguments.side == "ours":
         print(json.dumps(_export_ours(arguments.work)))
         return
+    if arguments.side == "names":
+        print(json.dumps(_make_names(arguments.work, arguments.number)))
+        return
     if arguments.side == "fiftyone":
         _serve_fiftyone(arguments.work, arguments.number)
         return
@@ -70,7 +75,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="3,000 pictures, in seconds")
     parser.add_argument("--work", type=Path, help="folder to work in; a temporary one without it")
-    parser.add_argument("--side", choices=["ours", "fiftyone"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["ours", "fiftyone", "names"], help=argparse.SUPPRESS)
     parser.add_argument("--number", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -87,7 +92,7 @@ def _measure(work: Path, number: int, theirs: int) -> dict[str, Any]:
             say(
                 f"round {turn}: FiftyOne {rates[-1]['half']:,.0f} and {rates[-1]['all']:,.0f} pictures/s"
             )
-            ours.append(_child(work / f"run-{turn}"))
+            ours.append(_child("ours", work / f"run-{turn}"))
             say(
                 f"round {turn}: ours {ours[-1]['pictures_per_second']:,.0f} pictures/s, check "
                 f"{ours[-1]['check_seconds']:.0f} s, peak {ours[-1]['peak_rss_mb']:,.0f} MB "
@@ -95,6 +100,8 @@ def _measure(work: Path, number: int, theirs: int) -> dict[str, Any]:
             )
             if turn == 1:
                 _check_equal(work, theirs)
+    names = [_child("names", work / f"names-{turn}", theirs)["cpu_us"] for turn in (1, 2)]
+    names_us = statistics.median(names)
     per_second = statistics.median(one["pictures_per_second"] for one in ours)
     fiftyone_rate = statistics.median(one["all"] for one in rates)
     figures = {
@@ -107,6 +114,8 @@ def _measure(work: Path, number: int, theirs: int) -> dict[str, Any]:
         ),
         "cpu_us_per_picture": round(statistics.median(one["cpu_us"] for one in ours), 1),
         "fiftyone_cpu_us_per_picture": round(statistics.median(one["cpu_us"] for one in rates), 1),
+        "names_cpu_us_per_picture": round(names_us, 1),
+        "speedup_limit": round((os.cpu_count() or 1) * 1e6 / names_us / fiftyone_rate, 1),
         "fiftyone_pictures": theirs,
         "fiftyone_pictures_per_second": round(fiftyone_rate, 1),
         "fiftyone_pictures_per_second_half": round(
@@ -186,11 +195,40 @@ def _cpu_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def _child(run: Path) -> dict[str, float]:
-    command = [sys.executable, __file__, "--side", "ours", "--work", str(run)]
+def _child(side: str, work: Path, number: int = 0) -> dict[str, float]:
+    """What a process of its own found."""
+    command = [
+        sys.executable,
+        __file__,
+        "--side",
+        side,
+        "--work",
+        str(work),
+        "--number",
+        str(number),
+    ]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def _make_names(folder: Path, number: int) -> dict[str, float]:
+    """Three names a picture, as an export has them, and nothing else."""
+    places = [folder / name for name in ("labels", "yolo", "coco")]
+    for place in places:
+        place.mkdir(parents=True)
+    labels, yolo, coco = map(str, places)
+    picture = f"{folder}/picture.png"
+    Path(picture).write_bytes(b"picture")
+    label = to_yolo_lines(boxes_of(0), *SIZE_WH).encode()
+    begun = _cpu_seconds()
+    for index in range(number):
+        descriptor = os.open(f"{labels}/tile-{index:06d}.txt", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        os.write(descriptor, label)
+        os.close(descriptor)
+        os.link(picture, f"{yolo}/tile-{index:06d}.png")
+        os.link(picture, f"{coco}/tile-{index:06d}.png")
+    return {"cpu_us": 1e6 * (_cpu_seconds() - begun) / number}
 
 
 # --- FiftyOne's --------------------------------------------------------------------------------

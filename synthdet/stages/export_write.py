@@ -157,7 +157,6 @@ class DatasetWriter:
     def close(self) -> None:
         """Write what speaks of all pictures: manifest, ``data.yaml``, COCO's JSON, VOC's lists."""
         try:
-            self._files.flush()
             self._manifest.close()
             fields: dict[str, str | int] = {split: f"images/{split}" for split in SPLITS}
             text = to_data_yaml(fields | {"nc": len(self._class_names)}, self._class_names)
@@ -169,6 +168,7 @@ class DatasetWriter:
                 lists.mkdir(parents=True)
                 for split, names in self._voc.items():
                     (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+            self._files.flush()  # last: until here the other processes were at work
         except OSError as error:
             raise _cannot_write(self._folder / "manifest.jsonl", error) from error
 
