@@ -25,7 +25,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,23 @@ from synthdet.stages.export_card import Exported, Identify, gather_facts
 from synthdet.stages.export_check import check_export
 from synthdet.stages.export_files import FileMaker
 from synthdet.stages.export_frames import add_frame
-from synthdet.stages.export_plan import Copy, Plan, check_plan, is_augmented, make_plan, read_inputs
+from synthdet.stages.export_plan import (
+    Copy,
+    Files,
+    Plan,
+    check_plan,
+    is_augmented,
+    make_plan,
+    read_inputs,
+)
 from synthdet.stages.export_write import DatasetWriter
 from synthdet.workspace import (
     LOCK_NAME,
     StageFolder,
     Workspace,
     hash_file,
+    iter_records,
     paused_collector,
-    read_records,
     write_records,
     write_text,
 )
@@ -99,7 +107,7 @@ def run(
         redo=redo,
         note=lambda text: reporter.note("export", text),
     )
-    if done and _is_whole(folder):
+    if done and _is_whole(folder, voc=config.export.voc):
         reporter.close("export", _closing_line((folder.lock() or {})["counts"]))
         return
     _remove_temporary(folder.path)
@@ -243,28 +251,33 @@ def _remove_temporary(folder: Path) -> None:
 # --- telling -----------------------------------------------------------------------------------
 
 
-def _is_whole(folder: StageFolder) -> bool:
+def _is_whole(folder: StageFolder, *, voc: bool) -> bool:
     """Whether every promised file is there."""
     names = ["DATA_CARD.md", "manifest.jsonl", "yolo/data.yaml"]
     names += [f"coco/annotations/instances_{split}.json" for split in SPLITS]
     if not all((folder.path / name).exists() for name in names):
         return False
-    root, augmented = folder.path.parent, 0
-    for name in ("manifest.jsonl", "augmented/manifest.jsonl", "frames/manifest.jsonl"):
-        for entry in read_records(folder.path / name, ManifestEntry):
+    root, augmented, files = folder.path.parent, 0, Files()
+    for inside in ("", "augmented/", "frames/"):
+        has_voc = voc and not inside
+        for entry in iter_records(folder.path / f"{inside}manifest.jsonl", ManifestEntry):
             augmented += entry.source == "augmented"
-            image = root / entry.yolo_path
-            if not image.exists() or not _label_path(image).exists():
-                return False
-            if entry.coco_path is not None and not (root / entry.coco_path).exists():
+            if not all(files.has(f"{root}/{path}") for path in _promised(entry, has_voc)):
                 return False
     return bool(augmented == (folder.lock() or {})["counts"].get("augmented", 0))
 
 
-def _label_path(image: Path) -> Path:
-    """Where YOLO looks for the label of ``images/<split>/<name>``."""
-    before, _images, after = image.parent.as_posix().rpartition("/images")
-    return Path(f"{before}/labels{after}") / f"{image.stem}.txt"
+def _promised(entry: ManifestEntry, has_voc: bool) -> Iterator[str]:
+    """The files of a picture, as paths in the run."""
+    yield entry.yolo_path
+    folder, _slash, name = entry.yolo_path.rpartition("/")
+    before, _images, split = folder.rpartition("/images")  # as YOLO finds the label
+    yield f"{before}/labels{split}/{entry.image_id}.txt"
+    if entry.coco_path is not None:
+        yield entry.coco_path
+    if has_voc:
+        yield f"6-export/voc/JPEGImages/{name}"
+        yield f"6-export/voc/Annotations/{entry.image_id}.xml"
 
 
 def _write_card(

@@ -321,7 +321,7 @@ def check_plan(plan: Plan, class_names: Sequence[str], workspace: Workspace) -> 
                 f"two pictures are called {seen[key]} and {name}: rename one, or it would hide the other"
             )
         seen[key] = name
-    files = _Files()
+    files = Files()
     for entry, source in zip(plan.entries, plan.sources, strict=True):
         require_train(entry.source, entry.split, entry.image_id)
         for box in entry.boxes:
@@ -337,13 +337,17 @@ def check_plan(plan: Plan, class_names: Sequence[str], workspace: Workspace) -> 
             )
 
 
-class _Files:
-    """Which files there are: a folder is listed once, not asked for each of its thousands."""
+class Files:
+    """Which files there are: a folder is listed once, not asked for each of its thousands.
+
+    Paths are strings with slashes.
+    """
 
     def __init__(self) -> None:
         self._names: dict[str, set[str]] = {}
 
     def has(self, path: str) -> bool:
+        """Whether it was there when its folder was first asked for, or is now."""
         folder, _slash, name = path.rpartition("/")
         names = self._names.get(folder)
         if names is None:

@@ -321,6 +321,8 @@ def test_killed_and_resumed(
         "yolo/images/test/test-001.png",
         "coco/images/train/syn-000001.png",
         "coco/annotations/instances_val.json",
+        "voc/JPEGImages/val-000.png",
+        "voc/Annotations/syn-000001.xml",
     ],
 )
 def test_a_promised_file_that_is_gone_is_made_again(labelled: Run, promised: str) -> None:
