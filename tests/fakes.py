@@ -166,6 +166,7 @@ class FakeDetector:
         names: Its class names.
         fail_at: Raise at this call, counted from 1 (0: never).
         blind_views: Views in which it draws nothing.
+        queries: What it was asked to look for.
         calls: Batches so far.
         paths: All files it looked at, in order.
     """
@@ -174,6 +175,7 @@ class FakeDetector:
     names: tuple[str, ...] = ("seal", "whale")
     fail_at: int = 0
     blind_views: tuple[int, ...] = ()
+    queries: Mapping[str, Sequence[str]] | None = None
     calls: int = 0
     paths: list[Path] = field(default_factory=list)
 

@@ -14,15 +14,24 @@ from diffusers import (
 )
 from transformers import (
     AutoModelForObjectDetection,
+    BertConfig,
+    BertTokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     DFineConfig,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessor,
     HGNetV2Config,
+    Owlv2Config,
+    Owlv2ForObjectDetection,
+    Owlv2ImageProcessor,
     RTDetrConfig,
     RTDetrResNetConfig,
     RTDetrV2Config,
+    SwinConfig,
 )
 
 TINY_MAX_TOKENS = 77
@@ -176,4 +185,79 @@ def tiny_detr(
         if isinstance(module, torch.nn.BatchNorm2d):  # transformers starts them at next to nothing
             torch.nn.init.ones_(module.weight)
     network.save_pretrained(folder)
+    return folder
+
+
+def tiny_owlv2(folder: Path, *, side: int = 64) -> Path:
+    """Save an ordinary OWLv2 with random weights, patches of 8 px.
+
+    Returns:
+        The folder, ready for ``AutoModelForZeroShotObjectDetection.from_pretrained``.
+    """
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 24
+    small = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    }  # fmt: skip
+    config = Owlv2Config(
+        text_config={
+            **small,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": tokenizer.model_max_length,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config={**small, "image_size": side, "patch_size": 8},
+        projection_dim=16,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Owlv2ForObjectDetection(config)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    Owlv2ImageProcessor(size={"height": side, "width": side}).save_pretrained(folder)
+    return folder
+
+
+def tiny_grounding_dino(folder: Path, *, side: int = 96) -> Path:
+    """Save an ordinary Grounding DINO with random weights, whose tokenizer spells.
+
+    Returns:
+        The folder, ready for ``AutoModelForZeroShotObjectDetection.from_pretrained``.
+    """
+    vocabulary = {f"[unused{number}]": number for number in range(1100)}
+    words = {
+        "[PAD]": 0,
+        "[UNK]": 100,
+        "[CLS]": 101,
+        "[SEP]": 102,
+        "[MASK]": 103,
+        ".": 1012,
+        "?": 1029,
+    }
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words |= {letter: 200 + number for number, letter in enumerate(letters)}
+    words |= {f"##{letter}": 300 + number for number, letter in enumerate(letters)}
+    numbers = set(words.values())
+    vocabulary = {word: number for word, number in vocabulary.items() if number not in numbers}
+    tokenizer = BertTokenizer(vocab=vocabulary | words)
+    small = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    }  # fmt: skip
+    config = GroundingDinoConfig(
+        backbone_config=SwinConfig(
+            image_size=side, embed_dim=8, depths=[1] * 4, num_heads=[2] * 4, window_size=2,
+            out_features=["stage2", "stage3", "stage4"],
+        ),
+        text_config=BertConfig(**small, vocab_size=1100, max_position_embeddings=64),
+        num_queries=12, encoder_layers=1, decoder_layers=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
+        encoder_attention_heads=2, decoder_attention_heads=2, d_model=32, max_text_len=64,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = GroundingDinoForObjectDetection(config)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"shortest_edge": side, "longest_edge": 2 * side}
+    GroundingDinoImageProcessor(size=size).save_pretrained(folder)
     return folder

@@ -5,7 +5,8 @@ looks up names on the network and downloads a font; and any training wants torch
 random generator for itself. `detector_worker` is that process, this module the telephone. A child that
 dies or fails becomes a `SynthdetError` with its last useful line.
 
-Which library opens a detector is seen from what it is (`find_start`). Weights on disk are a folder,
+Which library opens a detector is seen from what it is (`find_start`); those of transformers that find
+things by text, without having learned classes, are only opened (`text_detector`). Weights on disk are a folder,
 never a pickle. ultralytics': ``model.safetensors`` (the keys of its ``state_dict``), ``model.json``
 (``architecture``: a name that ultralytics ships, or the whole description; and ``image_size``) and
 ``names.json`` (class names in the order of their ids). transformers': what its ``save_pretrained``
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -37,6 +38,17 @@ _ULTRALYTICS_FILES = ("model.safetensors", "model.json", "names.json")
 _TRANSFORMERS_FILES = ("model.safetensors", "config.json", "preprocessor_config.json")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 """``owner/name``."""
+
+
+def is_hub_name(name: str | Path) -> bool:
+    """Whether a name can be a model's on the hub, ``owner/name``.
+
+    Examples:
+        >>> is_hub_name("google/owlv2-base-patch16-ensemble"), is_hub_name("runs/mine.pt")
+        (True, False)
+    """
+    suffixes = (".pt", ".yaml", ".yml")
+    return Path(name).suffix not in suffixes and bool(_HUB_NAME.fullmatch(str(name)))
 
 
 def has_weights(folder: Path) -> bool:
@@ -208,7 +220,7 @@ def find_start(detector: str | Path, *, trust: bool) -> Start:
         return Start("checkpoint", str(path.absolute()))
     if path.is_dir():
         return Start(_kind_of_folder(path), str(path.absolute()))
-    if path.suffix not in (".yaml", ".yml") and _HUB_NAME.fullmatch(str(detector)):
+    if is_hub_name(detector):
         return Start("transformers", str(detector))
     if len(path.parts) > 1:
         raise SynthdetError(
@@ -231,6 +243,21 @@ def _kind_of_folder(folder: Path) -> str:
             f"{folder} holds no detector: {missing[0]} is missing (or config.json, if it is one of transformers')"
         )
     return "folder"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a detector by text looks for. Others do not hear of it.
+
+    Attributes:
+        class_names: The run's.
+        phrases: By class name, as a person gave them; None: the network's kind says how to ask.
+        image_size: Side in pixels of the square that the network sees; None: its own.
+    """
+
+    class_names: tuple[str, ...]
+    phrases: Mapping[str, Sequence[str]] | None = None
+    image_size: int | None = None
 
 
 class ChildTrainer:
@@ -312,19 +339,23 @@ class ChildDetector:
     """Draws boxes in picture files, in the child.
 
     Args:
-        weights: A folder of weights, or a ``.pt`` file: see `find_start`.
-        image_size: Side in pixels of the square that the network sees; pictures are fitted into it.
+        weights: A folder of weights, a ``.pt`` file or a hub name: see `find_start`.
+        image_size: Side in pixels of the square that the network sees; pictures are fitted into it. One
+            by text has its own.
         batch_size: Pictures a forward pass, at most.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: On a CPU.
         trust: Whether a ``.pt`` file may be loaded.
         process: A child to share with others; else one of its own.
+        wanted: What to look for, if it is one by text.
 
     Raises:
-        SynthdetError: No such weights, damaged ones, or a ``.pt`` file that is not trusted.
+        SynthdetError: No such weights, damaged ones, a ``.pt`` file that is not trusted, or one by text
+            that nobody has told what to look for.
     """
 
     names: tuple[str, ...]
+    queries: Mapping[str, Sequence[str]] | None
 
     def __init__(
         self,
@@ -336,13 +367,18 @@ class ChildDetector:
         threads: int,
         trust: bool,
         process: DetectorProcess | None = None,
+        wanted: Wanted | None = None,
     ) -> None:
         self._start = find_start(weights, trust=trust)
+        self._wanted = wanted
         self._image_size = image_size
         self._batch_size = batch_size
         self._device = device
         self._process = process or DetectorProcess(threads)
-        self.names = tuple(self._open()["names"])
+        opened = self._open()
+        self.names, self.queries = tuple(opened["names"]), opened["queries"]
+        if self.queries is not None:
+            self._image_size = int(opened["image_size"])
 
     def detect(
         self, paths: Sequence[Path], *, min_confidence: float, views: bool = False
@@ -383,6 +419,8 @@ class ChildDetector:
         self.close()
 
     def _open(self) -> Any:
-        answer = self._process.ask({"job": "open", **asdict(self._start), "device": self._device})
+        wanted = None if self._wanted is None else asdict(self._wanted)
+        job = {"job": "open", **asdict(self._start), "device": self._device, "wanted": wanted}
+        answer = self._process.ask(job)
         self._process.opened_by = self
         return answer

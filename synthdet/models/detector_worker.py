@@ -26,7 +26,7 @@ from typing import Any, TextIO
 
 from synthdet.core.fusion import NUM_VIEWS
 from synthdet.errors import SynthdetError
-from synthdet.models.detector import Start
+from synthdet.models.detector import Start, Wanted
 
 
 def main(threads: int) -> None:
@@ -87,7 +87,7 @@ def _explain(error: Exception) -> str:
 
 
 def _import_library(kind: str, threads: int) -> ModuleType:
-    """The adapter that opens a kind of detector: `detr` or `yolo`, which offer the same functions."""
+    """The adapter that opens a kind of detector: `detr`, `yolo`, or `text_detector`, which trains nothing."""
     import torch
 
     library: ModuleType
@@ -95,6 +95,10 @@ def _import_library(kind: str, threads: int) -> ModuleType:
         from synthdet.models import detr
 
         library = detr
+    elif kind == "text":
+        from synthdet.models import text_detector
+
+        library = text_detector
     else:
         from synthdet.models import yolo
 
@@ -146,8 +150,19 @@ class _Worker:
         self._device = self._resolve_device(job["device"])
         self._library = _import_library(job["kind"], self._threads)
         start = Start(job["kind"], job["where"])
+        if start.kind == "transformers" and self._library.finds_by_text(start.where):
+            return self._open_by_text(start, job["wanted"])
         self._network, names = self._library.open_network(start, self._device)
-        return {"names": names}
+        return {"names": names, "queries": None}
+
+    def _open_by_text(self, start: Start, wanted: dict[str, Any] | None) -> dict[str, Any]:
+        self._library = _import_library("text", self._threads)
+        asked = None if wanted is None else Wanted(**wanted)
+        self._network = self._library.open_network(start, self._device, asked)
+        queries: dict[str, Any] = self._network.queries
+        return {
+            "names": list(queries), "queries": queries, "image_size": self._network.image_size,
+        }  # fmt: skip
 
     def _detect(self, job: dict[str, Any]) -> list[Any]:
         assert self._library is not None  # noqa: S101 - the parent opens first

@@ -32,6 +32,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.ops import batched_nms
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES,
+)
 
 from synthdet.core.boxes import turn_box
 from synthdet.core.differences import LatestNotWorse
@@ -105,6 +108,22 @@ class Opened:
         return (pixels - mean) / deviation
 
 
+def finds_by_text(where: str) -> bool:
+    """Whether a transformers detector is told in words what to look for: then `text_detector` opens it.
+
+    Args:
+        where: Folder or hub name.
+
+    Raises:
+        SynthdetError: There is none.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(where)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise SynthdetError(explain(where, error)) from error
+    return config.model_type in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
+
+
 def load_network(where: str, class_names: Sequence[str] | None = None) -> Opened:
     """Load a network on the CPU, in float32, from safetensors alone.
 
@@ -138,7 +157,7 @@ def load_network(where: str, class_names: Sequence[str] | None = None) -> Opened
     except (
         OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError,
     ) as error:  # fmt: skip
-        raise SynthdetError(_explain(where, error)) from error
+        raise SynthdetError(explain(where, error)) from error
     if lacking := sorted(report["missing_keys"]):
         raise SynthdetError(f"{where} holds no usable detector: it lacks {lacking[0]} and others")
     return Opened(network, processor)
@@ -152,7 +171,8 @@ def _load_processor(where: str) -> Any:
         return transformers.RTDetrImageProcessor()
 
 
-def _explain(where: str, error: Exception) -> str:
+def explain(where: str, error: Exception) -> str:
+    """Why a detector cannot be opened, in a line."""
     reason = str(error).strip().split("\n", maxsplit=1)[0][:200]
     if Path(where).is_absolute():
         return f"{where} holds no usable detector: {reason}"
@@ -336,6 +356,11 @@ def train(start: Start, training: Training, device: str, on_step: Callable[[int]
         SynthdetError: No picture to train on, no such start weights, or a loss that is no number.
     """
     dataset = read_dataset(training.data_yaml)
+    if finds_by_text(start.where):
+        raise SynthdetError(
+            f"{start.where} finds by text and is not trained here: name it in label.weights, and in detector "
+            "one that learns"
+        )
     torch.manual_seed(training.seed)
     opened = load_network(start.where, dataset.class_names)
     check_size(opened.network.config, training.image_size)

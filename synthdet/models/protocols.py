@@ -6,7 +6,7 @@ embeddings as ``float32`` arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,6 +93,8 @@ class Detector(Protocol):
     """A trained detector that reads picture files."""
 
     names: tuple[str, ...]
+    queries: Mapping[str, Sequence[str]] | None
+    """What it was asked to look for: phrases by class. None for one that has learned its classes."""
 
     def detect(
         self, paths: Sequence[Path], *, min_confidence: float, views: bool = False

@@ -44,6 +44,7 @@ class BlobDetector:
     """Finds what is bright in a picture file, as a network would: also pieces at its edges."""
 
     names: tuple[str, ...] = ("humpback whale",)
+    queries: None = None
     fail_at: int = 0
     calls: int = 0
     num_files: int = 0
