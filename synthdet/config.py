@@ -30,6 +30,8 @@ from synthdet.errors import SynthdetError
 
 RUN_FOLDER_VERSION = 1
 Calibrated = Literal["calibrated"]
+OWN_WEIGHTS = "own"
+"""Among `label.weights`: the detector that the run trains on its own tiles."""
 CsvKey = Literal[
     "file", "class", "x1", "y1", "x2", "y2", "x", "y", "cx", "cy", "w", "h", "xywh",
     "image_width", "image_height",
@@ -359,12 +361,14 @@ class FilterConfig(Section):
 class LabelConfig(Section):
     """Detector -> boxes, checked."""
 
-    weights: str | None = None
-    """Your own detector: a folder written by synthdet, or by transformers' `save_pretrained`, or an ultralytics .pt (see `trust`). Without it the run trains its own on the real train tiles."""
+    weights: str | tuple[str, ...] | None = None
+    """Your own detector: a folder written by synthdet, or by transformers' `save_pretrained`, its hub name, or an ultralytics .pt (see `trust`). Without it the run trains its own on the real train tiles. Several as a list, in which `own` is the run's own: all look at every picture, their boxes are joined, and what they agree on is a better label."""
     trust: bool = False
     """A .pt file can run code when it is loaded. Set to true for files whose origin you know."""
-    class_map: dict[str, str] | None = None
-    """With `weights`: the detector's class name -> the run's. Without it the names must be equal, or there is one class on both sides."""
+    class_map: dict[str, str] | tuple[dict[str, str] | None, ...] | None = None
+    """With `weights`: the detector's class name -> the run's. Without it the names must be equal, or there is one class on both sides. With several weights a list in their order, null where names are equal; or one for all of them but `own`."""
+    queries: dict[str, tuple[str, ...]] | None = None
+    """With `weights` that find by text (OWLv2, Grounding DINO; for those who have few boxes or none): the run's class -> phrases to look for, like `{seal: [a seal on ice, a grey seal]}`. null: every class by its name. Such detectors are weak from the air; nothing they find is accepted unseen unless real val photos say how good it is."""
     detector: str = "yolo11n"
     """What the run's own detector starts from: an ultralytics model name (random weights), a folder written by synthdet, `pocket`, or a transformers detector (RT-DETR, RT-DETRv2, D-FINE; Apache-2.0) by hub id or folder, like `PekingU/rtdetr_r18vd`. Which library opens it is seen from what it is, and told."""
     image_size: int | None = Field(None, ge=32, multiple_of=32)
@@ -397,6 +401,33 @@ class LabelConfig(Section):
     """Where the network runs."""
     workers: int = _runtime(1, ge=1)
     """Threads of the detector's process on a CPU."""
+
+    @model_validator(mode="after")
+    def _check_detectors(self) -> LabelConfig:
+        names = self.weights_names()
+        if not names or len(set(names)) < len(names):
+            raise ValueError("weights: name one detector or several, each once")
+        if isinstance(self.class_map, tuple) and len(self.class_map) != len(names):
+            raise ValueError(
+                f"class_map: {len(self.class_map)} for {len(names)} weights: one for each, in their order"
+            )
+        if self.queries is not None and not (self.queries and all(self.queries.values())):
+            raise ValueError("queries: name a class, and at least one phrase for each")
+        return self
+
+    def weights_names(self) -> tuple[str, ...]:
+        """The detectors in their order, as they were named; `OWN_WEIGHTS` is the run's own."""
+        if self.weights is None:
+            return (OWN_WEIGHTS,)
+        return (self.weights,) if isinstance(self.weights, str) else self.weights
+
+    def class_map_of(self, weights: str) -> dict[str, str] | None:
+        """Class names of one of the detectors -> the run's, where they were named."""
+        if weights == OWN_WEIGHTS:
+            return None
+        if not isinstance(self.class_map, tuple):
+            return self.class_map
+        return dict(zip(self.weights_names(), self.class_map, strict=True)).get(weights)
 
 
 class ExportConfig(Section):

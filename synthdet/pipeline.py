@@ -7,6 +7,7 @@ that is called late; the libraries behind them are imported later still.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from synthdet.workspace import (
 )
 
 if TYPE_CHECKING:
-    from synthdet.models.detector import DetectorProcess
+    from synthdet.models.detector import DetectorProcess, Wanted
     from synthdet.models.machine import Check
     from synthdet.models.protocols import (
         Detector,
@@ -148,15 +149,27 @@ def _label(workspace: Workspace, config: Config, reporter: Reporter, redo: bool)
     from synthdet.models.detector import DetectorProcess
     from synthdet.stages import label
 
-    with DetectorProcess(config.label.workers) as process:
+    with ExitStack() as stack:
+        first = stack.enter_context(DetectorProcess(config.label.workers))
+        idle = [first]
+
+        def open_detector(weights: Path) -> Detector:
+            """In a process of its own, so that several stay open: only the first is the trainer's."""
+            process = (
+                idle.pop() if idle else stack.enter_context(DetectorProcess(config.label.workers))
+            )
+            return _open_detector(
+                config, config.label, weights, process, wanted=_wanted(workspace, config)
+            )
+
         label.run(
             workspace,
             config,
             reporter,
             open_trainer=lambda: _open_detector_trainer(
-                config, config.label, process, partial(reporter.note, "label")
+                config, config.label, first, partial(reporter.note, "label")
             ),
-            open_detector=lambda weights: _open_detector(config, config.label, weights, process),
+            open_detector=open_detector,
             redo=redo,
         )
 
@@ -225,7 +238,9 @@ def predict(
             config,
             reporter,
             asked,
-            open_detector=lambda weights: _open_detector(config, settings, weights, process),
+            open_detector=lambda weights: _open_detector(
+                config, settings, weights, process, wanted=_wanted(workspace, config)
+            ),
             redo=redo,
         )
 
@@ -342,8 +357,21 @@ def _open_detector_trainer(
     return trainer
 
 
+def _wanted(workspace: Workspace, config: Config) -> Wanted:
+    """What a detector by text looks for: the run's classes."""
+    from synthdet.models.detector import Wanted
+
+    dataset = read_json(workspace.stage("prepare").path / "dataset.json")
+    return Wanted(tuple(dataset["classes"]), config.label.queries, config.label.image_size)
+
+
 def _open_detector(
-    config: Config, settings: LabelConfig | EvaluateConfig, weights: Path, process: DetectorProcess
+    config: Config,
+    settings: LabelConfig | EvaluateConfig,
+    weights: Path,
+    process: DetectorProcess,
+    *,
+    wanted: Wanted | None = None,
 ) -> Detector:
     from synthdet.models.detector import ChildDetector
 
@@ -355,6 +383,7 @@ def _open_detector(
         threads=settings.workers,
         trust=config.label.trust,
         process=process,
+        wanted=wanted,
     )
 
 

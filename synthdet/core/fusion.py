@@ -43,6 +43,32 @@ def view_source(source: str, view: int) -> str:
     return source if view == 0 else f"{source}:view-{view}"
 
 
+def detector_source(number: int) -> str:
+    """What the first (0), second (1) ... of several detectors is called as a ``source``.
+
+    Examples:
+        >>> detector_source(0), detector_source(1)
+        ('detector', 'detector-2')
+    """
+    return "detector" if number == 0 else f"detector-{number + 1}"
+
+
+def name_detector(box: DetectedBox, number: int) -> DetectedBox:
+    """A raw box of a detector, as one of several.
+
+    Args:
+        box: With ``source`` "detector", in any view.
+        number: Which of the detectors it is, from 0.
+
+    Examples:
+        >>> box = DetectedBox(xyxy=(0, 0, 4, 2), class_id=0, confidence=1, source="detector:view-3")
+        >>> name_detector(box, 1).source
+        'detector-2:view-3'
+    """
+    view = box.source.removeprefix(detector_source(0))
+    return box.model_copy(update={"source": detector_source(number) + view})
+
+
 def is_upright(box: DetectedBox) -> bool:
     """Whether a box was drawn in the picture as it is.
 

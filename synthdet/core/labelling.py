@@ -61,6 +61,9 @@ PLACED_IOU = 0.5
 SILENT = "nothing sure found"
 """Why a picture waits that was asked for an animal, where the detector draws none that it would count."""
 
+UNPROVEN = "found by text, and not measured on real photos"
+"""Why a picture waits whose boxes were found by words, where no real box says how good they are."""
+
 FRAGMENT = 0.5
 """An animal cut by the border of which less than this share of the median real length is left."""
 
@@ -301,6 +304,7 @@ class LabelRules:
         sizes: What lengths real animals have; None: not judged by that.
         found_confidence: Where F1 on the real val tiles is best: a detector counts no animal below it.
             0: nobody has measured it.
+        proven: Whether a picture may be accepted, or confirmed empty, without a look.
     """
 
     confidence: float
@@ -311,6 +315,7 @@ class LabelRules:
     agreement: float = 0.0
     sizes: SizePrior | None = None
     found_confidence: float = 0.0
+    proven: bool = True
 
     def accepts(self, box: DetectedBox, placed: Sequence[PlacedBox] | None) -> bool:
         """Whether a box is sure enough for where it is."""
@@ -365,6 +370,8 @@ def decide_label(
     if status == "accept" and placed is not None:
         reason = _misplaced(accepted, placed)
         status = "review" if reason else "accept"
+    if status != "review" and not rules.proven:
+        status, reason = "review", UNPROVEN
     kept = {"accept": accepted, "review": visible, "negative": ()}[status]
     return Label(image_id=image_id, status=status, boxes=kept, reason=reason)
 

@@ -6,11 +6,11 @@ Reads:
 
 Writes:
     ``5-label/real/``, the real train and val tiles as a YOLO dataset, and ``weights/``, the detector
-    trained on them (neither, where the user named weights); ``detections.jsonl``, raw, once, for every
+    trained on them (neither, where the user named others alone); ``detections.jsonl``, raw, once, for every
     usable picture and view; ``val_detections.jsonl``, the same for the real val tiles;
     ``calibration.json``, the thresholds, the curve they were chosen on and how good accepted boxes are
-    on the val tiles; ``labels.jsonl``, what the thresholds make of the boxes of the pictures that the
-    filter kept.
+    on the val tiles; ``detectors.json``, who drew, where detectors were named; ``labels.jsonl``, what
+    the thresholds make of the boxes of the pictures that the filter kept.
 
 Resume:
     A training that was interrupted starts again and gives the same weights. Detections are made in
@@ -30,18 +30,14 @@ from typing import Any
 
 from synthdet.config import Config
 from synthdet.core.formats.yolo import to_data_yaml, to_yolo_lines
-from synthdet.core.fusion import NUM_VIEWS, fuse_boxes, split_by_source, view_source
 from synthdet.core.labelling import (
-    MIN_CONFIDENCE,
     AcceptedQuality,
     Calibration,
     LabelRules,
     calibrate_confidence,
     decide_label,
-    drop_twice_drawn,
     measure_accepted,
     size_prior,
-    to_classes,
 )
 from synthdet.core.records import (
     Decision,
@@ -53,14 +49,23 @@ from synthdet.core.records import (
     Tile,
 )
 from synthdet.errors import SynthdetError
-from synthdet.models.detector import has_weights
 from synthdet.models.protocols import Detector, DetectorTrainer
 from synthdet.progress import Reporter
-from synthdet.stages._detector import Opened, hash_weights, open_once
+from synthdet.stages._detector import BY_TEXT_WARNING
+from synthdet.stages.label_detectors import (
+    FAILED,
+    describe,
+    draw_all,
+    hash_named,
+    making_settings,
+    missing,
+    open_all,
+    own_is_missing,
+    refuse_other_detectors,
+)
 from synthdet.workspace import (
     StageFolder,
     Workspace,
-    append_records,
     read_json,
     read_records,
     write_json,
@@ -68,10 +73,7 @@ from synthdet.workspace import (
     write_text,
 )
 
-FAILED = "the detector failed on it"
-
-DETECTION_BATCH = 32
-"""Pictures whose boxes are written at once. Part of what is made, so it is no knob."""
+DETECTORS_NAME = "detectors.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +103,12 @@ def run(
             box to learn from, the user's weights do not fit, or a used setting was changed.
     """
     folder = workspace.stage("label")
+    inputs = _inputs(workspace, config)
+    if not redo:
+        refuse_other_detectors(folder, config.label)
     done = folder.claim(
-        settings=config.label.settings("making"),
-        inputs=_inputs(workspace, config),
+        settings=making_settings(config.label),
+        inputs=inputs,
         decisions=config.label.settings("decision"),
         decision_inputs={"filter": workspace.stage("filter").output()},
         redo=redo,
@@ -116,30 +121,31 @@ def run(
     for leftover in list(folder.path.rglob(".tmp-*")):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
-    weights = folder.path / "weights"
-    if config.label.weights is not None:
-        weights = Path(config.label.weights).expanduser()
-    elif given.images and not has_weights(weights):
+    if given.images and own_is_missing(folder, config.label):
         _train(folder, given, config, reporter, open_trainer)
-    class_map = config.label.class_map if config.label.weights is not None else None
-    opened = open_once(weights, given.class_names, class_map, open_detector)
+    looking = open_all(folder, config.label, given.class_names, open_detector)
+    who = describe(folder.path / DETECTORS_NAME, config.label, looking) if given.images else []
+    by_text = [one for one in who if one["queries"] is not None]
+    for one in by_text:
+        reporter.note("label", f"{one['weights']} {BY_TEXT_WARNING}")
     val = [(tile.tile_id, workspace.root / tile.path) for tile in given.val]
     pictures = [(image.image_id, workspace.root / image.path) for image in given.images]
     val_path, path = folder.path / "val_detections.jsonl", folder.path / "detections.jsonl"
-    views = config.label.views
-    val_found = _detect(val_path, val if pictures else [], "prepare", opened, reporter, views=views)
-    found = _detect(path, pictures, "generate", opened, reporter, views=views)
+    val_found = draw_all(val_path, val if pictures else [], "prepare", looking, reporter)
+    found = draw_all(path, pictures, "generate", looking, reporter)
 
     failed = [one.image_id for one in val_found.values() if one.fault is not None]
     if failed:
         reporter.note("label", f"the detector failed on {len(failed)} real val tiles: {failed[0]}")
-    val_boxes = _joined(val_found, views=views)
+    val_boxes = looking.joined(val_found)
     calibration = _calibrate(given, val_boxes, config, reporter)
-    rules = _make_rules(given, calibration, config)
+    rules = _make_rules(given, calibration, config, by_text=bool(by_text))
+    if not rules.proven:
+        reporter.note("label", "no box is accepted without a look: " + _why_unproven(calibration))
     accepted = _measure(given, val_boxes, rules)
     labels = [
         _failed(label) if found[label.image_id].fault is not None else label
-        for label in _decide(given, _joined(found, views=views), rules)
+        for label in _decide(given, looking.joined(found), rules)
     ]
     _write_calibration(folder.path / "calibration.json", calibration, accepted, rules)
     write_records(folder.path / "labels.jsonl", labels)
@@ -153,13 +159,8 @@ def run(
 
 
 def _inputs(workspace: Workspace, config: Config) -> dict[str, str]:
-    inputs = {name: workspace.stage(name).output() for name in ("prepare", "generate")}
-    if config.label.weights is not None:
-        weights = Path(config.label.weights).expanduser()
-        if not weights.exists():
-            raise SynthdetError(f"label.weights: there is no {weights}")
-        inputs["label.weights"] = hash_weights(weights)
-    return inputs
+    made = {name: workspace.stage(name).output() for name in ("prepare", "generate")}
+    return made | hash_named(config.label)
 
 
 def _read_inputs(workspace: Workspace) -> _Labelled:
@@ -184,12 +185,13 @@ def _is_whole(folder: StageFolder, config: Config, given: _Labelled) -> bool:
         (folder.path / "labels.jsonl").exists()
         and (folder.path / "calibration.json").exists()
         and [one.image_id for one in found] == [image.image_id for image in given.images]
-        and (
-            not given.images
-            or config.label.weights is not None
-            or has_weights(folder.path / "weights")
-        )
+        and (not given.images or _has_detectors(folder, config))
     )
+
+
+def _has_detectors(folder: StageFolder, config: Config) -> bool:
+    told = config.label.weights is None or (folder.path / DETECTORS_NAME).exists()
+    return told and not own_is_missing(folder, config.label)
 
 
 # --- the detector ------------------------------------------------------------------------------
@@ -245,7 +247,7 @@ def _write_real_dataset(folder: StageFolder, given: _Labelled) -> Path:
         try:
             os.link(source, picture)
         except FileNotFoundError as error:
-            raise _missing(source, "prepare") from error
+            raise missing(source, "prepare") from error
         except OSError:  # a disk without hard links
             shutil.copyfile(source, picture)
         write_text(
@@ -257,90 +259,7 @@ def _write_real_dataset(folder: StageFolder, given: _Labelled) -> Path:
     return root / "data.yaml"
 
 
-def _detect(
-    path: Path,
-    pictures: Sequence[tuple[str, Path]],
-    made_by: str,
-    opened: Opened,
-    reporter: Reporter,
-    *,
-    views: bool,
-) -> dict[str, Detections]:
-    """Raw boxes of all pictures by id; what stands in the file already is not made again."""
-    ids = [image_id for image_id, _file in pictures]
-    found = {one.image_id: one for one in read_records(path, Detections)}
-    if list(found) != ids[: len(found)]:  # of other pictures: what stands there is of no use
-        path.unlink()
-        found = {}
-    if not path.exists():
-        append_records(path, [])
-    if len(found) == len(ids):
-        return found
-    with reporter.bar("label", len(ids), done=len(found), doing="drawing boxes") as advance:
-        for begin in range(0, len(pictures), DETECTION_BATCH):
-            batch = pictures[begin : begin + DETECTION_BATCH]
-            if all(image_id in found for image_id, _file in batch):
-                continue
-            for _id, file in batch:
-                if not file.exists():
-                    raise _missing(file, made_by)
-            detector, to_run = opened()
-            boxes = _draw(detector, [file for _id, file in batch], views=views)
-            made = [
-                Detections(
-                    image_id=image_id,
-                    boxes=to_classes(drawn or (), to_run),
-                    fault=FAILED if drawn is None else None,
-                )
-                for (image_id, _file), drawn in zip(batch, boxes, strict=True)
-            ]
-            made = [one for one in made if one.image_id not in found]
-            append_records(path, made)
-            found |= {one.image_id: one for one in made}
-            advance(len(made))
-    return found
-
-
-def _draw(
-    detector: Detector, files: Sequence[Path], *, views: bool
-) -> list[tuple[DetectedBox, ...] | None]:
-    """Boxes of each file; a batch that fails is drawn one by one. None where that fails too.
-
-    Raises:
-        SynthdetError: Nothing in the batch works: it is the detector, not the pictures.
-    """
-    try:
-        return [*detector.detect(files, min_confidence=MIN_CONFIDENCE, views=views)]
-    except SynthdetError as error:
-        drawn: list[tuple[DetectedBox, ...] | None] = []
-        for file in files:
-            try:
-                drawn += detector.detect([file], min_confidence=MIN_CONFIDENCE, views=views)
-            except SynthdetError:
-                drawn.append(None)
-        if all(boxes is None for boxes in drawn):
-            raise error from None
-        return drawn
-
-
-def _missing(path: Path, stage: str) -> SynthdetError:
-    return SynthdetError(
-        f"{path} is missing: put it back, or make it again with `synthdet {stage}`"
-    )
-
-
 # --- decisions ---------------------------------------------------------------------------------
-
-
-def _joined(found: Mapping[str, Detections], *, views: bool) -> dict[str, tuple[DetectedBox, ...]]:
-    """The boxes to decide on by picture: those of the eight views, joined."""
-    if not views:
-        return {image_id: one.boxes for image_id, one in found.items()}
-    sources = [view_source("detector", view) for view in range(NUM_VIEWS)]
-    return {
-        image_id: drop_twice_drawn(fuse_boxes(split_by_source(one.boxes, sources)))
-        for image_id, one in found.items()
-    }
 
 
 def _calibrate(
@@ -380,7 +299,9 @@ def _calibrate(
     return calibration
 
 
-def _make_rules(given: _Labelled, calibration: Calibration, config: Config) -> LabelRules:
+def _make_rules(
+    given: _Labelled, calibration: Calibration, config: Config, *, by_text: bool
+) -> LabelRules:
     real = [box for tile in given.tiles if tile.split == "train" for box in tile.boxes]
     return LabelRules(
         confidence=calibration.accept_confidence,
@@ -391,7 +312,16 @@ def _make_rules(given: _Labelled, calibration: Calibration, config: Config) -> L
         agreement=config.label.agreement,
         sizes=size_prior(real) if config.label.sizes else None,
         found_confidence=calibration.confidence if _is_measured(calibration, config) else 0.0,
+        proven=not by_text or (calibration.f1 is not None and calibration.reached),
     )
+
+
+def _why_unproven(calibration: Calibration) -> str:
+    if not calibration.num_boxes:
+        return "the real val tiles hold no animal, so nobody knows how good boxes found by text are"
+    if calibration.f1 is None:
+        return f"none of the {calibration.num_boxes} animals in the real val tiles is found by text"
+    return "on the real val tiles boxes found by text do not have the precision that is asked for"
 
 
 def _is_measured(calibration: Calibration, config: Config) -> bool:

@@ -38,7 +38,7 @@ from synthdet.errors import SynthdetError
 from synthdet.models.protocols import Detector
 from synthdet.progress import Reporter, many
 from synthdet.stages import _photos
-from synthdet.stages._detector import Opened, open_once
+from synthdet.stages._detector import BY_TEXT_WARNING, Opened, open_once
 from synthdet.stages.predict_detector import (
     Chosen,
     Drawn,
@@ -157,8 +157,15 @@ def run(
     for leftover in folder.path.glob(".tmp-*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
-    class_map = config.label.class_map if chosen.found is None else None
-    opened = open_once(chosen.weights, known.class_names, class_map, open_detector)
+    class_map = config.label.class_map_of(str(asked.weights)) if chosen.found is None else None
+
+    def open_told(weights: Path) -> Detector:
+        detector = open_detector(weights)
+        if detector.queries is not None:
+            reporter.note("predict", f"{chosen.name} {BY_TEXT_WARNING}")
+        return detector
+
+    opened = open_once(chosen.weights, known.class_names, class_map, open_told)
     found = look_at_photos(
         folder.path / "predictions.jsonl", listing.root, listing.photos, ground, opened, reporter,
         doing="looking at photos",

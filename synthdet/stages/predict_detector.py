@@ -26,7 +26,7 @@ from synthdet.core.records import (
 from synthdet.core.tiling import Look, merge_looks
 from synthdet.errors import SynthdetError
 from synthdet.models.detector import has_weights
-from synthdet.stages._detector import Opened, hash_weights
+from synthdet.stages._detector import Opened, find_weights, hash_weights
 from synthdet.stages.evaluate_units import predictions_path, weights_dir
 from synthdet.workspace import StageFolder, Workspace, read_records, write_records
 
@@ -83,12 +83,11 @@ def choose(
         SynthdetError: The study has no such arm or no detector, or there are no such weights.
     """
     if weights is not None:
-        weights = weights.expanduser()
         if arm is not None:
             raise SynthdetError("--arm and --weights both name a detector: leave one of them out")
-        if not weights.exists():
-            raise SynthdetError(f"--weights: there is no {weights}")
-        return Chosen(str(weights.absolute()), weights, None)
+        weights = find_weights(weights, "--weights")
+        name = str(weights.absolute()) if weights.exists() else str(weights)
+        return Chosen(name, weights, None)
     folder = workspace.stage("evaluate")
     units = _find_units(folder)
     arms = list(dict.fromkeys(name for name, _seed in units))

@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from synthdet.config import Config, set_values
+from synthdet.core.fusion import view_source
+from synthdet.core.labelling import UNPROVEN
 from synthdet.core.records import Box, Decision, DetectedBox, Detections, Label, Score
 from synthdet.errors import SynthdetError
 from synthdet.stages import label as label_stage
@@ -412,3 +414,180 @@ def test_no_survivors(tmp_path: Path, survivors: str) -> None:
     assert trainer.calls == (1 if survivors == "none kept" else 0)
     assert workspace.stage("label").output()
     assert labels_of(workspace) == {}
+
+
+# --- several detectors -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(
+    prepared: tuple[Workspace, Config, FakeDetector], tmp_path: Path
+) -> tuple[list[str], dict[str, FakeDetector]]:
+    """The run's own, which knows all; and a second that calls a whale a dog and draws 2 pixels aside."""
+    _, _, detector = prepared
+    weights = tmp_path / "second.pt"
+    weights.write_bytes(b"second")
+    aside = {
+        stem: tuple(
+            box.model_copy(
+                update={
+                    "xyxy": (*(corner + 2 for corner in box.xyxy),),
+                    "class_id": 2 + box.class_id,
+                }
+            )
+            for box in boxes
+        )
+        for stem, boxes in detector.boxes.items()
+        if stem != "syn-000008"
+    }
+    second = FakeDetector(aside, names=("boat", "buoy", "pinniped", "whale"))
+    settings = [
+        f"label.weights=[own, {weights}]",
+        "label.class_map=[null, {pinniped: seal, whale: whale}]",
+    ]
+    return settings, {"weights": detector, "second.pt": second}
+
+
+def test_several_detectors_are_kept_raw_and_joined(
+    prepared: tuple[Workspace, Config, FakeDetector],
+    two: tuple[list[str], dict[str, FakeDetector]],
+) -> None:
+    workspace, _, _ = prepared
+    settings, detectors = two
+    trainer = FakeDetectorTrainer()
+    run(prepared, *settings, trainer=trainer, detector=lambda path: detectors[path.name])
+    assert trainer.calls == 1
+    folder = workspace.stage("label").path
+    raw = read_records(folder / "detections.jsonl", Detections)[0]
+    assert [box.source for box in raw.boxes] == [
+        *(view_source("detector", view) for view in range(8)),
+        *(view_source("detector-2", view) for view in range(8)),
+    ]
+    assert {box.class_id for box in raw.boxes} == {0}
+    (box,) = labels_of(workspace)["syn-000000"].boxes
+    assert box.xyxy == (11, 11, 31, 25)
+    assert (box.source, box.confidence) == ("fused", 0.9)
+    # Only one of the two draws it: half the confidence, half the agreement.
+    (box,) = labels_of(workspace)["syn-000008"].boxes
+    assert (box.confidence, box.agreement) == (0.45, 0.5)
+    assert labels_of(workspace)["syn-000008"].status == "review"
+    told = read_json(folder / "detectors.json")["detectors"]
+    assert [one["source"] for one in told] == ["detector", "detector-2"]
+    assert told[0]["weights"] == "own"
+    assert [one["queries"] for one in told] == [None, None]
+    assert told[1]["names"] == ["boat", "buoy", "pinniped", "whale"]
+    before = file_bytes(folder)
+    run(prepared, *settings, trainer=no_model, detector=no_model)
+    assert file_bytes(folder) == before
+
+
+def test_several_detectors_crash_and_resume(
+    prepared: tuple[Workspace, Config, FakeDetector],
+    two: tuple[list[str], dict[str, FakeDetector]],
+) -> None:
+    """The second fails in its second batch, when the first has drawn there: all of it is made again."""
+    workspace, _, _ = prepared
+    settings, detectors = two
+    run(prepared, *settings, detector=lambda path: detectors[path.name])
+    whole = file_bytes(workspace.stage("label").path)
+    shutil.rmtree(workspace.stage("label").path)
+    second = detectors["second.pt"]
+    failing = FakeDetector(second.boxes, names=second.names, fail_at=3)
+    with pytest.raises(PlannedError):
+        run(
+            prepared,
+            *settings,
+            detector=lambda path: failing if path.name == "second.pt" else detectors[path.name],
+        )
+    again = FakeDetectorTrainer()
+    run(prepared, *settings, trainer=again, detector=lambda path: detectors[path.name])
+    assert again.calls == 0
+    assert file_bytes(workspace.stage("label").path) == whole
+
+
+def test_another_detector_is_refused_by_name(
+    prepared: tuple[Workspace, Config, FakeDetector],
+    two: tuple[list[str], dict[str, FakeDetector]],
+) -> None:
+    settings, detectors = two
+    run(prepared)
+    with pytest.raises(SynthdetError, match=r"label\.weights was None and is now \['own', "):
+        run(prepared, *settings, trainer=no_model, detector=no_model)
+    run(prepared, *settings, detector=lambda path: detectors[path.name], redo=True)
+    with pytest.raises(SynthdetError, match=r"label\.class_map was \[None, "):
+        run(prepared, settings[0], trainer=no_model, detector=no_model)
+    lost = prepared[0].stage("label").path / "detectors.json"
+    before = lost.read_bytes()
+    lost.unlink()
+    run(prepared, *settings, trainer=no_model, detector=lambda path: detectors[path.name])
+    assert lost.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("label.weights=[]", "name one detector or several, each once"),
+        ("label.weights=[a.pt, a.pt]", "name one detector or several, each once"),
+        ("label.class_map=[null, null]", "class_map: 2 for 1 weights"),
+        ("label.queries={seal: []}", "queries: name a class, and at least one phrase"),
+    ],
+)
+def test_detectors_that_make_no_sense(
+    prepared: tuple[Workspace, Config, FakeDetector], setting: str, told: str
+) -> None:
+    with pytest.raises(SynthdetError, match=told):
+        run(prepared, setting)
+
+
+# --- by text -----------------------------------------------------------------------------------
+
+BY_TEXT = {"seal": ["a seal"], "whale": ["a whale"]}
+
+
+def test_what_is_found_by_text_is_warned_of_and_held_to_the_val_tiles(
+    prepared: tuple[Workspace, Config, FakeDetector],
+) -> None:
+    workspace, config, drawing = prepared
+    named = "label.weights=google/owlv2-base-patch16-ensemble"
+    finding = FakeDetector(drawing.boxes, queries=BY_TEXT)
+    said = run((workspace, config, finding), named, trainer=no_model)
+    assert "google/owlv2-base-patch16-ensemble finds by text" in said
+    assert "27.6 %, 69 % of its boxes false" in said
+    assert "no box is accepted" not in said  # all that it finds on val is right
+    assert labels_of(workspace)["syn-000000"].status == "accept"
+    told = read_json(workspace.stage("label").path / "detectors.json")["detectors"]
+    assert told[0]["queries"] == BY_TEXT
+
+    ghost = DetectedBox(xyxy=(1, 1, 9, 9), class_id=0, confidence=0.8)
+    poor = FakeDetector({**drawing.boxes, "val-001": (ghost,)}, queries=BY_TEXT)
+    said = run((workspace, config, poor), named, trainer=no_model, redo=True)
+    assert "no box is accepted without a look: on the real val tiles boxes found by text do" in said
+    assert {label.status for label in labels_of(workspace).values()} == {"review"}
+
+
+def test_found_by_text_where_no_photo_has_a_box(tmp_path: Path) -> None:
+    """Nobody can say how good it is: everything waits, also what looks empty."""
+    workspace, config = make_run(tmp_path / "run")
+    make_tiles(workspace, train=(0, 0), val=(0,))
+    make_images(workspace, [(0,), ()])
+    folder = workspace.stage("filter")
+    scores = [Score(image_id=f"syn-00000{n}", similarity=0.5) for n in range(2)]
+    write_records(folder.path / "scores.jsonl", scores)
+    kept = [Decision(image_id=f"syn-00000{n}", kept=True, threshold=0.1) for n in range(2)]
+    write_records(folder.path / "decisions.jsonl", kept)
+    finish(folder, ["decisions.jsonl"])
+    one = Box(xyxy=(10, 10, 30, 24), class_id=0)
+    finding = FakeDetector({"syn-000000": detected([one])}, queries=BY_TEXT)
+    settings = ("label.weights=google/owlv2", "label.queries={seal: [a seal]}")
+    said = run((workspace, config, finding), *settings, trainer=no_model)
+    assert "no box is accepted without a look: the real val tiles hold no animal" in said
+    first, second = labels_of(workspace).values()
+    assert (first.status, first.reason, len(first.boxes)) == ("review", UNPROVEN, 1)
+    assert (second.status, second.reason) == ("review", UNPROVEN)
+    # The warning does not hang on a model that is open.
+    assert "finds by text" in run(
+        (workspace, config, finding), *settings, "label.confidence=0.2", detector=no_model
+    )
+    assert {label.status for label in labels_of(workspace).values()} == {"review"}
+    with pytest.raises(SynthdetError, match=r"label\.queries was \{'seal': \['a seal'\]\} and"):
+        run((workspace, config, finding), settings[0], detector=no_model)
