@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from synthdet.core.boxes import iou
 from synthdet.core.fusion import is_upright
+from synthdet.core.labelling import drop_twice_drawn
 from synthdet.core.records import Detections, Label, SyntheticImage, Tile
 from synthdet.core.similarity import MIN_BACKGROUNDS, Embeddings
 
@@ -64,7 +65,8 @@ def doubt_annotations(
     for tile in tiles:
         if tile.tile_id not in found:
             continue
-        boxes = [box for box in found[tile.tile_id].boxes if is_upright(box)]
+        upright = [box for box in found[tile.tile_id].boxes if is_upright(box)]
+        boxes = drop_twice_drawn(upright)  # several detectors draw an animal several times
         unseen = sum(
             all(iou(true.xyxy, box.xyxy) < _SAME_ANIMAL for box in boxes) for true in tile.boxes
         )

@@ -36,6 +36,9 @@ _GROUNDING_DINO = ("grounding-dino", "mm-grounding-dino")
 _SHORTEST_SIDE = 800
 """What Grounding DINO was trained to see, where its processor does not say."""
 
+MAX_BATCH = 4
+"""Pictures at once, at most: they are large, and one alone fills a GPU."""
+
 
 @dataclass(frozen=True, slots=True)
 class TextDetector:
@@ -154,8 +157,13 @@ def detect(
         return to_rows(scores, shares * image_size, min_confidence)
 
     return draw_boxes(
-        paths, look, image_size=image_size, batch_size=batch_size, device=device, num_views=num_views
-    )  # fmt: skip
+        paths,
+        look,
+        image_size=image_size,
+        batch_size=min(batch_size, MAX_BATCH),
+        device=device,
+        num_views=num_views,
+    )
 
 
 # --- OWL ---------------------------------------------------------------------------------------
