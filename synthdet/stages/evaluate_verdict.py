@@ -131,11 +131,13 @@ def _sentence(
         return "nothing was added", (
             f"Nothing was added: no synthetic picture is in the training set{told}."
         )
+    augmented = compared["augmented_differences"].get("map50")
     if not compared["differences"]:
-        told = " and ".join(
-            f"{arm}, with mAP50 {one['map50']:.2f} {where}" for arm, one in means.items()
+        told = " and ".join(f"{arm}, with mAP50 {one['map50']:.2f}" for arm, one in means.items())
+        return "cannot be measured", (
+            f"No verdict on synthetic pictures: evaluate.arms names only {told} {where}."
+            f"{_augmented_sentence(study, augmented, 'mAP50')}"
         )
-        return "cannot be measured", f"Cannot be compared: evaluate.arms names only {told}."
     difference = compared["differences"]["map50"]
     kind = judge(difference)
     before, after = means["real"]["map50"], means["real_plus_synthetic"]["map50"]
@@ -147,7 +149,7 @@ def _sentence(
     )
     seeds = many(difference.num_seeds, "seed")
     groups = many(difference.num_groups, "group")
-    beside = _augmented_sentence(study, compared["augmented_differences"].get("map50"))
+    beside = _augmented_sentence(study, augmented, "instead it")
     if difference.low is None or difference.high is None:
         return kind, (
             f"{heading}: {change}), but {seeds} and {groups} of test photos give no interval, so neither gain nor "
@@ -180,14 +182,14 @@ def _needed_sentence(
     return " A difference as small as this would stay unsettled with many times the test photos or seeds."
 
 
-def _augmented_sentence(study: Study, difference: Difference | None) -> str:
-    """What ordinary augmentation did instead, where that arm was trained."""
+def _augmented_sentence(study: Study, difference: Difference | None, what: str) -> str:
+    """What ordinary augmentation did, where that arm and `real` were trained."""
     if difference is None:
         return ""
     number = len(study.train["real_plus_augmented"]) - len(study.train["real"])
     interval = _interval(difference)
     return (
-        f" With {number} augmented copies of the real pictures instead it changed by {_signed(difference.mean)}"
+        f" With {number} augmented copies of the real pictures {what} changed by {_signed(difference.mean)}"
         f"{f' ({interval})' if interval else ''}."
     )
 
