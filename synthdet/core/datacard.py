@@ -23,6 +23,8 @@ _LICENCES = {
     "pocket": "Apache-2.0",
     "PekingU/rtdetr": "Apache-2.0",
     "ustc-community/dfine": "Apache-2.0",
+    "google/owl": "Apache-2.0",
+    "IDEA-Research/grounding-dino": "Apache-2.0",
     "yolo": "AGPL-3.0 (Ultralytics)",
 }
 """Name of a network, or how it begins -> the licence it came with when this was written."""

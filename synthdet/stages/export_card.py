@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from synthdet import __version__
+from synthdet.config import OWN_WEIGHTS
 from synthdet.core.datacard import CardFacts, ModelFact, licence_of
 from synthdet.core.records import SPLITS, ManifestEntry
 from synthdet.workspace import Workspace, hash_file, read_json
@@ -75,10 +76,7 @@ def _models(
     settings = {name: lock.get("settings", {}) for name, lock in locks.items()}
 
     def fact(what: str, name: str | None, part: str) -> list[ModelFact]:
-        if name is None:
-            return []
-        identity = identify(name, part) if identify else None
-        return [ModelFact(what, _public(name), identity, licence_of(_public(name)))]
+        return [] if name is None else [_network(what, name, part, identify)]
 
     models = []
     if settings["generate"].get("pictures"):
@@ -92,16 +90,34 @@ def _models(
             name = f"{_public(own)}, the user's own" if own else "trained on the real train tiles"
             models.append(ModelFact("LoRA", name, f"SHA-256 {hash_file(lora)}", "the user's"))
     models += fact("filter", settings["filter"].get("model"), "clip")
-    if settings["label"].get("weights"):
-        models += fact("boxes", settings["label"]["weights"], "yolo")
-    elif settings["label"].get("detector"):
-        name = _public(settings["label"]["detector"])
-        weights = workspace.stage("label").path / "weights" / "model.safetensors"
-        identity = f"SHA-256 {hash_file(weights)}" if weights.exists() else None
-        is_transformers = weights.with_name("config.json").exists()
-        licence = licence_of(name if is_transformers else "yolo")
-        models.append(ModelFact("boxes", f"{name}, trained on the real train tiles", identity, licence))  # fmt: skip
-    return models
+    return models + _detectors(workspace, settings["label"], identify)
+
+
+def _detectors(
+    workspace: Workspace, settings: Mapping[str, Any], identify: Identify | None
+) -> list[ModelFact]:
+    """Who drew the boxes: the run's own detector, the user's, or several."""
+    named = settings.get("weights") or OWN_WEIGHTS
+    facts = []
+    for name in [named] if isinstance(named, str) else named:
+        if name != OWN_WEIGHTS:
+            facts.append(_network("boxes", name, "yolo", identify))
+        elif settings.get("detector"):
+            own = _public(settings["detector"])
+            weights = workspace.stage("label").path / "weights" / "model.safetensors"
+            identity = f"SHA-256 {hash_file(weights)}" if weights.exists() else None
+            is_transformers = weights.with_name("config.json").exists()
+            licence = licence_of(own if is_transformers else "yolo")
+            facts.append(
+                ModelFact("boxes", f"{own}, trained on the real train tiles", identity, licence)
+            )
+    return facts
+
+
+def _network(what: str, name: str, part: str, identify: Identify | None) -> ModelFact:
+    """A network that was named in a setting."""
+    identity = identify(name, part) if identify else None
+    return ModelFact(what, _public(name), identity, licence_of(_public(name)))
 
 
 def _public(model: str) -> str:
