@@ -23,7 +23,7 @@ from synthdet.core.formats.yolo import from_yolo_lines
 from synthdet.core.records import SPLITS, Box, ManifestEntry, Split
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import DatasetReader
-from synthdet.stages._photos import in_order
+from synthdet.stages._photos import in_order, large_frames
 from synthdet.workspace import hash_file
 
 TOLERANCE = 0.5
@@ -45,7 +45,8 @@ def check_export(
     """
     for root in (folder, folder / "frames"):
         if (root / "manifest.jsonl").exists():
-            _check_dataset(root, class_names, reader)
+            with large_frames():
+                _check_dataset(root, class_names, reader)
     if (folder / "augmented" / "manifest.jsonl").exists():
         copies = folder / "augmented"
         pairs = _Pairs(copies / "images", copies / "labels", len(class_names), _Seen())
@@ -330,7 +331,10 @@ def _try_to_look(path: str) -> _Look | None:
     try:
         with Image.open(path) as image:
             return hash_file(Path(path)), image.size
-    except OSError:  # it may not even belong there: whoever asks for it will hear of it
+    except (
+        OSError,
+        Image.DecompressionBombError,
+    ):  # it may not even belong there: whoever asks for it will hear of it
         return None
 
 

@@ -24,7 +24,7 @@ from synthdet.config import Config, set_values
 from synthdet.core.records import Box, Decision, Label, ManifestEntry, Score, SyntheticImage, Tile
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import ReadPicture
-from synthdet.stages import export, export_check
+from synthdet.stages import _photos, export, export_check
 from synthdet.stages.export_write import DatasetWriter
 from synthdet.workspace import Workspace, hash_file, read_records, write_records, write_text
 from tests.fakes import PlannedError
@@ -133,6 +133,23 @@ def test_whole(labelled: Run) -> None:
     assert "| train | synthetic | 5 | 2 |" in card
     assert "| base model | pocket | not known | Apache-2.0 |" in card
     assert str(workspace.root) not in card
+
+
+def test_the_card_names_every_detector_that_drew_boxes(labelled: Run) -> None:
+    workspace, _ = labelled
+    lock = workspace.stage("label").lock_path
+    fields = json.loads(lock.read_text())
+    weights = ["own", "/home/me/seals.pt", "google/owlv2-base-patch16-ensemble"]
+    fields["settings"] = {"weights": weights, "detector": "yolo11n"}
+    write_text(lock, json.dumps(fields))
+    run(labelled)
+    card = (workspace.root / "6-export/DATA_CARD.md").read_text()
+    rows = [line for line in card.splitlines() if line.startswith("| boxes |")]
+    assert rows == [
+        "| boxes | yolo11n, trained on the real train tiles | not known | AGPL-3.0 (Ultralytics) |",
+        "| boxes | seals.pt | not known | see its model card |",
+        "| boxes | google/owlv2-base-patch16-ensemble | not known | Apache-2.0 |",
+    ]
 
 
 def test_yolo_is_as_ultralytics_wants_it(labelled: Run) -> None:
@@ -525,6 +542,17 @@ def test_the_check_finds_what_is_no_picture(labelled: Run) -> None:
     folder = labelled[0].root / "6-export"
     (folder / "yolo/images/val/val-000.png").write_bytes(b"no picture")
     with pytest.raises(SynthdetError, match=r"val-000\.png: it cannot be read as a picture"):
+        export_check.check_export(folder, CLASSES)
+
+
+def test_a_frame_that_prepare_takes_is_not_too_large_for_the_check(
+    labelled: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT // 3)  # PIL refuses twice that
+    run(labelled)
+    folder = labelled[0].stage("export").path
+    monkeypatch.setattr(_photos, "MAX_PIXELS", WIDTH * HEIGHT // 3)
+    with pytest.raises(SynthdetError, match="it cannot be read as a picture"):
         export_check.check_export(folder, CLASSES)
 
 
