@@ -73,6 +73,8 @@ def shows_others(scene: Scene | None, better: Scene | None) -> bool:
     """
     if scene is None or better is None or scene.water != better.water:
         return False
+    if not {*scene.animals} <= {*better.animals}:  # most often, and told in a tenth of the time
+        return True
     overlaps = pairwise_iou(scene.boxes, better.boxes)
     return any(
         not any(
