@@ -113,7 +113,9 @@ def append_records(path: Path, records: Iterable[Record]) -> None:
     lines = "".join(record.to_line() + "\n" for record in records)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as handle:
+        with path.open("ab+") as handle:
+            if handle.tell() and handle.seek(-1, os.SEEK_END) and handle.read(1) != b"\n":
+                handle.write(b"\n")  # the last line was written by hand
             handle.write(lines.encode("utf-8"))
             handle.flush()
             os.fsync(handle.fileno())
@@ -125,7 +127,7 @@ def read_records(path: Path, kind: type[R]) -> list[R]:
     """Read a record file, in order. A missing file has no records.
 
     A torn last line (killed while writing) is cut off the file, so that the next append starts on
-    a line of its own.
+    a line of its own. One that only lacks its end, as editors leave it, counts.
 
     Raises:
         SynthdetError: A whole line is not a record of that kind; names the line.
@@ -144,17 +146,15 @@ def iter_records(path: Path, kind: type[R]) -> Iterator[R]:
     whole = 0
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
             try:
                 record = kind.model_validate_json(line)
             except ValidationError:
+                if not line.endswith(b"\n") and not _is_json(line):
+                    os.truncate(path, whole)
+                    return
                 record = _parse_line(line, kind, where=f"{path}, line {number}")
+            whole += len(line)
             yield record
-        else:
-            return
-    os.truncate(path, whole)
 
 
 @contextmanager
@@ -171,6 +171,14 @@ def paused_collector() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def _parse_line(line: bytes, kind: type[R], *, where: str) -> R:

@@ -96,6 +96,19 @@ def test_a_torn_last_line_is_cut_off_before_the_next_is_written(tmp_path: Path) 
     ]
 
 
+def test_a_last_line_written_by_hand_needs_no_end(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.jsonl"
+    by_hand = f"{decision(0).to_line()}\n{decision(1).to_line()}".encode()
+    path.write_bytes(by_hand)
+    assert read_records(path, Decision) == [decision(0), decision(1)]
+    assert path.read_bytes() == by_hand
+    append_records(path, [decision(2)])
+    assert read_records(path, Decision) == [decision(0), decision(1), decision(2)]
+    path.write_bytes(by_hand + b'\n{"image_id": "b"}')
+    with pytest.raises(SynthdetError, match=r"line 3: kept"):
+        read_records(path, Decision)
+
+
 def test_records_come_one_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "decisions.jsonl"
     append_records(path, [decision(0), decision(1)])
