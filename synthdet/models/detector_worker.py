@@ -32,11 +32,11 @@ from synthdet.models.detector import Start, Wanted
 def main(threads: int) -> None:
     """Answer jobs until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it closes our input
-    answers = _take_stdout()
+    inbox, answers = _take_stdin(), _take_stdout()
     settings = tempfile.mkdtemp(prefix="synthdet-detector-")
     _prepare_environment(threads, settings)
     jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_read_jobs, args=(jobs, settings), daemon=True).start()
+    threading.Thread(target=_read_jobs, args=(inbox, jobs, settings), daemon=True).start()
     worker = _Worker(threads, answers)
     while True:
         job = json.loads(jobs.get())
@@ -48,6 +48,19 @@ def main(threads: int) -> None:
             traceback.print_exc()
             answer = {"error": _explain(error)}
         worker.say(answer)
+
+
+def _take_stdin() -> TextIO:
+    """A handle on the real standard input; a library that asks a question there hears nothing.
+
+    It would read our jobs, or wait for ever: transformers asks whether it may run a model's own code.
+    """
+    inbox = os.fdopen(os.dup(0), encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as we live
+    return inbox
 
 
 def _take_stdout() -> TextIO:
@@ -71,9 +84,9 @@ def _prepare_environment(threads: int, settings: str) -> None:
     os.chdir(settings)  # ultralytics looks for files by name in the current folder
 
 
-def _read_jobs(jobs: queue.SimpleQueue[str], settings: str) -> None:
+def _read_jobs(inbox: TextIO, jobs: queue.SimpleQueue[str], settings: str) -> None:
     """Hand on the jobs; where the input ends, the whole process ends, in the middle of a job too."""
-    for line in sys.stdin:
+    for line in inbox:
         jobs.put(line)
     shutil.rmtree(settings, ignore_errors=True)
     os._exit(0)

@@ -118,7 +118,7 @@ def finds_by_text(where: str) -> bool:
         SynthdetError: There is none.
     """
     try:
-        config = transformers.AutoConfig.from_pretrained(where)
+        config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise SynthdetError(explain(where, error)) from error
     return config.model_type in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
@@ -136,7 +136,7 @@ def load_network(where: str, class_names: Sequence[str] | None = None) -> Opened
         SynthdetError: There is none, or it is damaged, or no detector.
     """
     try:
-        config = transformers.AutoConfig.from_pretrained(where)
+        config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
         for sized in ("anchor_image_size", "eval_size"):  # tables for one picture size alone
             if hasattr(config, sized):
                 setattr(config, sized, None)
@@ -149,6 +149,7 @@ def load_network(where: str, class_names: Sequence[str] | None = None) -> Opened
             where,
             config=config,
             use_safetensors=True,
+            trust_remote_code=False,
             dtype=torch.float32,
             ignore_mismatched_sizes=class_names is not None,
             output_loading_info=True,
@@ -166,7 +167,7 @@ def load_network(where: str, class_names: Sequence[str] | None = None) -> Opened
 def _load_processor(where: str) -> Any:
     """The folder's own; without one RT-DETR's, which takes 0..1 as it is."""
     try:
-        return transformers.AutoImageProcessor.from_pretrained(where)
+        return transformers.AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError):
         return transformers.RTDetrImageProcessor()
 

@@ -87,10 +87,14 @@ def _load(where: str) -> tuple[Opened, Any]:
     """Network in float32 from safetensors alone, its picture processor, and its tokenizer."""
     try:
         network, report = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(
-            where, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            where,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
-        processor = transformers.AutoImageProcessor.from_pretrained(where)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
+        processor = transformers.AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (
         OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError,
     ) as error:  # fmt: skip

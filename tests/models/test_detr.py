@@ -384,6 +384,16 @@ def test_what_cannot_be_opened_is_named(
             opened(child, damaged)
         with pytest.raises(SynthdetError, match="draws 24 boxes.*set image_size to 64 or more"):
             train(child, start, data_yaml, tmp_path / "w", image_size=32)
+        theirs = tmp_path / "theirs"
+        theirs.mkdir()
+        (theirs / "model.safetensors").write_bytes((start / "model.safetensors").read_bytes())
+        (theirs / "config.json").write_text(
+            '{"model_type": "theirs", "auto_map": {"AutoConfig": "code.Config"}}'
+        )
+        (theirs / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+        with pytest.raises(SynthdetError, match=r"theirs holds no usable detector: .*custom code"):
+            opened(child, theirs)  # nor does it wait for an answer whether it may
+        assert not (tmp_path / "ran").exists()
         (tmp_path / "torn.png").write_bytes(b"torn")
         with pytest.raises(SynthdetError, match=r"torn\.png cannot be read as a picture"):
             opened(child, learned).detect([tmp_path / "torn.png"], min_confidence=0.1)
