@@ -422,12 +422,13 @@ class LabelConfig(Section):
         return (self.weights,) if isinstance(self.weights, str) else self.weights
 
     def class_map_of(self, weights: str) -> dict[str, str] | None:
-        """Class names of one of the detectors -> the run's, where they were named."""
+        """Class names of one of the detectors, however its path is spelled -> the run's, where they were named."""
         if weights == OWN_WEIGHTS:
             return None
         if not isinstance(self.class_map, tuple):
             return self.class_map
-        return dict(zip(self.weights_names(), self.class_map, strict=True)).get(weights)
+        places = [Path(name).expanduser() for name in self.weights_names()]
+        return dict(zip(places, self.class_map, strict=True)).get(Path(weights).expanduser())
 
 
 class ExportConfig(Section):

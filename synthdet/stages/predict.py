@@ -157,7 +157,7 @@ def run(
     for leftover in folder.path.glob(".tmp-*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
-    class_map = config.label.class_map_of(str(asked.weights)) if chosen.found is None else None
+    class_map = chosen.looks_for.get("class_map")
 
     def open_told(weights: Path) -> Detector:
         detector = open_detector(weights)

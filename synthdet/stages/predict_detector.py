@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from synthdet.errors import SynthdetError
 from synthdet.models.detector import has_weights
 from synthdet.stages._detector import Opened, find_weights, hash_weights
 from synthdet.stages.evaluate_units import predictions_path, weights_dir
-from synthdet.workspace import StageFolder, Workspace, read_records, write_records
+from synthdet.workspace import StageFolder, Workspace, hash_json, read_records, write_records
 
 _BORDER: Final = 0.0
 """Nothing is cut at the edges of a val or test tile: `prepare` sees to that."""
@@ -45,15 +45,19 @@ class Chosen:
         weights: File or folder.
         found: Split -> what it drew on the run's real val and test tiles, by tile; None where nobody
             has tried it there.
+        looks_for: Of what a person said for such a detector, what makes other boxes of the same files:
+            `class_map` and `queries`, where they are set.
     """
 
     name: str
     weights: Path
     found: Mapping[Split, list[Detections]] | None
+    looks_for: Mapping[str, Any] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
-        """Of its files."""
-        return hash_weights(self.weights)
+        """Of its files, and of what it looks for."""
+        files = hash_weights(self.weights)
+        return hash_json([files, self.looks_for]) if self.looks_for else files
 
 
 def choose(
@@ -87,7 +91,11 @@ def choose(
             raise SynthdetError("--arm and --weights both name a detector: leave one of them out")
         weights = find_weights(weights, "--weights")
         name = str(weights.absolute()) if weights.exists() else str(weights)
-        return Chosen(name, weights, None)
+        said = {
+            "class_map": config.label.class_map_of(str(weights)),
+            "queries": config.label.queries,
+        }
+        return Chosen(name, weights, None, {key: value for key, value in said.items() if value})
     folder = workspace.stage("evaluate")
     units = _find_units(folder)
     arms = list(dict.fromkeys(name for name, _seed in units))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools.coco import COCO
 
+from synthdet.config import set_values
 from synthdet.core.records import (
     Box,
     DetectedBox,
@@ -471,6 +472,29 @@ def test_other_weights_are_tried_on_the_runs_own_photos_first(
     weights.write_bytes(b"other")  # another detector of the same name
     with pytest.raises(SynthdetError, match=r"predict\.weights was .*--redo"):
         run(workspace, survey, weights=weights)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["label.class_map={whale: humpback whale}", "label.queries={humpback whale: [a whale]}"],
+)
+def test_weights_that_look_for_something_else_are_another_detector(
+    workspace: Workspace, survey: Path, tmp_path: Path, setting: str
+) -> None:
+    weights = tmp_path / "mine.pt"
+    weights.write_bytes(b"x")
+    run(workspace, survey, weights=weights)
+    workspace.write_config(set_values(workspace.read_config(), [setting]))
+    with pytest.raises(SynthdetError, match=r"predict\.weights was .*--redo"):
+        run(workspace, survey, weights=weights, opened=no_model)
+    run(
+        workspace,
+        survey,
+        weights=weights,
+        detector=BlobDetector(names=("whale", "humpback whale")),
+        redo=True,
+    )
+    assert len([*(workspace.root / "8-predict" / ".tried").iterdir()]) == 2
 
 
 def test_a_second_survey_does_not_try_the_test_photos_again(
