@@ -53,12 +53,16 @@ from synthdet.models.protocols import Detector, DetectorTrainer
 from synthdet.progress import Reporter
 from synthdet.stages._detector import BY_TEXT_WARNING
 from synthdet.stages.label_detectors import (
+    DETECTORS_NAME,
     FAILED,
+    VAL_DETECTIONS_NAME,
     describe,
     draw_all,
     hash_named,
+    known_classes,
     making_settings,
     missing,
+    not_looked_for,
     open_all,
     own_is_missing,
     refuse_other_detectors,
@@ -72,8 +76,6 @@ from synthdet.workspace import (
     write_records,
     write_text,
 )
-
-DETECTORS_NAME = "detectors.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,16 +130,20 @@ def run(
     by_text = [one for one in who if one["queries"] is not None]
     for one in by_text:
         reporter.note("label", f"{one['weights']} {BY_TEXT_WARNING}")
+    if given.images:
+        for unused in not_looked_for(config.label, who):
+            reporter.note("label", unused)
     val = [(tile.tile_id, workspace.root / tile.path) for tile in given.val]
     pictures = [(image.image_id, workspace.root / image.path) for image in given.images]
-    val_path, path = folder.path / "val_detections.jsonl", folder.path / "detections.jsonl"
+    val_path, path = folder.path / VAL_DETECTIONS_NAME, folder.path / "detections.jsonl"
     val_found = draw_all(val_path, val if pictures else [], "prepare", looking, reporter)
     found = draw_all(path, pictures, "generate", looking, reporter)
 
     failed = [one.image_id for one in val_found.values() if one.fault is not None]
     if failed:
         reporter.note("label", f"the detector failed on {len(failed)} real val tiles: {failed[0]}")
-    val_boxes = looking.joined(val_found)
+    known = known_classes(config.label, given.class_names, who)
+    val_boxes = looking.joined(val_found, known)
     calibration = _calibrate(given, val_boxes, config, reporter)
     rules = _make_rules(given, calibration, config, by_text=bool(by_text))
     if not rules.proven:
@@ -145,7 +151,7 @@ def run(
     accepted = _measure(given, val_boxes, rules)
     labels = [
         _failed(label) if found[label.image_id].fault is not None else label
-        for label in _decide(given, looking.joined(found), rules)
+        for label in _decide(given, looking.joined(found, known), rules)
     ]
     _write_calibration(folder.path / "calibration.json", calibration, accepted, rules)
     write_records(folder.path / "labels.jsonl", labels)

@@ -16,7 +16,7 @@ from synthdet.core.fusion import (
     split_by_source,
     view_source,
 )
-from synthdet.core.labelling import MIN_CONFIDENCE, drop_twice_drawn, to_classes
+from synthdet.core.labelling import MIN_CONFIDENCE, drop_twice_drawn, map_classes, to_classes
 from synthdet.core.records import DetectedBox, Detections
 from synthdet.errors import SynthdetError
 from synthdet.models.detector import has_weights
@@ -37,7 +37,11 @@ FAILED = "the detector failed on it"
 DETECTION_BATCH = 32
 """Pictures whose boxes are written at once. Part of what is made, so it is no knob."""
 
-_NAMED_BY = ("weights", "class_map", "queries")
+DETECTORS_NAME = "detectors.json"
+VAL_DETECTIONS_NAME = "val_detections.jsonl"
+
+_LOOKED_FOR = ("class_map", "queries")
+_NAMED_BY = ("weights", *_LOOKED_FOR)
 """The settings that say which detectors look, and for what."""
 
 
@@ -53,19 +57,39 @@ class Looking:
     detectors: tuple[Opened, ...]
     views: bool
 
-    def joined(self, found: Mapping[str, Detections]) -> dict[str, tuple[DetectedBox, ...]]:
-        """The boxes to decide on by picture: those of all detectors and views, joined."""
-        sources = [
-            view_source(detector_source(number), view)
-            for number in range(len(self.detectors))
-            for view in range(NUM_VIEWS if self.views else 1)
-        ]
-        if len(sources) == 1:
+    def joined(
+        self, found: Mapping[str, Detections], known: Sequence[frozenset[int]]
+    ) -> dict[str, tuple[DetectedBox, ...]]:
+        """The boxes to decide on by picture: those of all detectors and views, joined.
+
+        Args:
+            found: Raw boxes by picture.
+            known: Class ids that each detector can draw: it has no vote about other classes.
+        """
+        num_views = NUM_VIEWS if self.views else 1
+        if len(self.detectors) * num_views == 1:
             return {image_id: one.boxes for image_id, one in found.items()}
-        return {
-            image_id: drop_twice_drawn(fuse_boxes(split_by_source(one.boxes, sources)))
-            for image_id, one in found.items()
+        voters = {
+            class_id: [
+                view_source(detector_source(number), view)
+                for number, classes in enumerate(known)
+                for view in range(num_views)
+                if class_id in classes
+            ]
+            for class_id in frozenset[int]().union(*known)
         }
+        return {image_id: _join(one.boxes, voters) for image_id, one in found.items()}
+
+
+def _join(
+    boxes: Sequence[DetectedBox], voters: Mapping[int, Sequence[str]]
+) -> tuple[DetectedBox, ...]:
+    """Boxes of one picture, joined class by class."""
+    fused: list[DetectedBox] = []
+    for class_id, sources in voters.items():
+        own = [box for box in boxes if box.class_id == class_id]
+        fused += fuse_boxes(split_by_source(own, sources))
+    return drop_twice_drawn(sorted(fused, key=lambda box: (-box.confidence, box.xyxy)))
 
 
 # --- which they are ----------------------------------------------------------------------------
@@ -98,15 +122,21 @@ def making_settings(settings: LabelConfig) -> dict[str, Any]:
 def refuse_other_detectors(folder: StageFolder, settings: LabelConfig) -> None:
     """Refuse others than those whose boxes stand in the folder, before their files count as an input.
 
-    Where nothing was drawn yet others are welcome.
+    Where nothing was drawn yet others are welcome, and so are another `class_map` and other `queries`:
+    a name in them that does not fit is only found out when the detector opens, after the training of
+    the run's own, which must not be thrown away for it.
 
     Raises:
         SynthdetError: They were changed; names the setting.
     """
     lock, drawn = folder.lock(), folder.path / "detections.jsonl"
-    if lock is None or not drawn.exists() or not drawn.stat().st_size:
+    if lock is None:
         return
     now = settings.settings("making")
+    if not drawn.exists() or not drawn.stat().st_size:
+        if lock["settings"].get("weights") == now["weights"]:
+            _look_for_another(folder, lock, settings)
+        return
     for key in _NAMED_BY:
         before = lock["settings"].get(key)
         if before != now[key]:
@@ -114,6 +144,19 @@ def refuse_other_detectors(folder: StageFolder, settings: LabelConfig) -> None:
                 f"label.{key} was {before!r} and is now {now[key]!r}: set it back, or "
                 f"`synthdet label {folder.workspace.root} --redo` keeps the old folder aside and makes it again"
             )
+
+
+def _look_for_another(folder: StageFolder, lock: Mapping[str, Any], settings: LabelConfig) -> None:
+    """Let another `class_map` or other `queries` take the place of those in the lock."""
+    before, making = dict(lock["settings"]), making_settings(settings)
+    if all(before.get(key) == making.get(key) for key in _LOOKED_FOR):
+        return
+    for name in (DETECTORS_NAME, VAL_DETECTIONS_NAME):  # made by what was looked for before
+        (folder.path / name).unlink(missing_ok=True)
+    for key in _LOOKED_FOR:
+        before.pop(key, None)
+    now = {key: making[key] for key in _LOOKED_FOR if key in making}
+    write_json(folder.lock_path, {**lock, "settings": before | now})
 
 
 def open_all(
@@ -160,6 +203,43 @@ def describe(path: Path, settings: LabelConfig, looking: Looking) -> list[dict[s
             )
         write_json(path, {"detectors": described})
     return list(read_json(path)["detectors"])
+
+
+def known_classes(
+    settings: LabelConfig, class_names: Sequence[str], described: Sequence[Mapping[str, Any]]
+) -> list[frozenset[int]]:
+    """The run's class ids that each detector can draw.
+
+    Args:
+        settings: Which detectors, and what their classes are called here.
+        class_names: The run's.
+        described: As `describe` gives it.
+    """
+    if not described:
+        return [frozenset(range(len(class_names)))]
+    known = []
+    for one in described:
+        class_map = None if one["queries"] is not None else settings.class_map_of(one["weights"])
+        known.append(frozenset(map_classes(one["names"], class_names, class_map).values()))
+    return known
+
+
+def not_looked_for(settings: LabelConfig, described: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to say of `queries` and a `class_map` that none of the detectors takes notice of.
+
+    Args:
+        settings: What was asked for.
+        described: As `describe` gives it.
+    """
+    unused = []
+    if settings.queries is not None and all(one["queries"] is None for one in described):
+        unused.append("label.queries changes nothing: no detector in label.weights finds by text")
+    learned = [str(one["weights"]) for one in described if one["queries"] is None]
+    if settings.class_map is not None and not any(map(settings.class_map_of, learned)):
+        unused.append(
+            "label.class_map changes nothing: it is for detectors in label.weights that have learned classes"
+        )
+    return unused
 
 
 # --- what they draw ----------------------------------------------------------------------------

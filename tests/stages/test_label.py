@@ -539,6 +539,62 @@ def test_detectors_that_make_no_sense(
         run(prepared, setting)
 
 
+def test_a_detector_has_no_vote_about_a_class_that_it_does_not_know(
+    prepared: tuple[Workspace, Config, FakeDetector], tmp_path: Path
+) -> None:
+    """Else what it cannot draw would lose half its confidence and wait for review, always."""
+    weights = tmp_path / "whales.pt"
+    weights.write_bytes(b"x")
+    detectors = {"weights": prepared[2], "whales.pt": FakeDetector(names=("boat", "whale"))}
+    settings = (f"label.weights=[own, {weights}]",)
+    run(prepared, *settings, detector=lambda path: detectors[path.name])
+    label = labels_of(prepared[0])["syn-000000"]
+    assert label.status == "accept"
+    assert (label.boxes[0].confidence, label.boxes[0].agreement) == (0.9, 1.0)
+
+
+def test_a_name_that_does_not_fit_is_set_right_without_another_training(
+    prepared: tuple[Workspace, Config, FakeDetector],
+    two: tuple[list[str], dict[str, FakeDetector]],
+) -> None:
+    """It is only found out when the second detector opens, after the training of the first."""
+    (weights, class_map), detectors = two
+    trainer = FakeDetectorTrainer()
+    with pytest.raises(SynthdetError, match=r"class_map: .* has no class 'seel'"):
+        run(
+            prepared,
+            weights,
+            "label.class_map=[null, {pinniped: seel}]",
+            trainer=trainer,
+            detector=lambda path: detectors[path.name],
+        )
+    # Boxes of the val tiles alone bind to nothing, and are those of other names.
+    folder = prepared[0].stage("label").path
+    other = FakeDetector(prepared[2].boxes, names=("seal", "whale"), fail_at=2)
+    with pytest.raises(PlannedError):
+        run(
+            prepared, weights, "label.class_map=[null, {seal: whale}]", detector=lambda _path: other
+        )
+    assert (folder / "val_detections.jsonl").exists()
+    run(prepared, weights, class_map, trainer=trainer, detector=lambda path: detectors[path.name])
+    assert trainer.calls == 1
+    again, before = FakeDetectorTrainer(), file_bytes(folder)
+    run(prepared, weights, class_map, trainer=again, redo=True,
+        detector=lambda path: detectors[path.name])  # fmt: skip
+    assert file_bytes(folder) == before
+
+
+def test_what_is_said_to_nobody_is_told(
+    prepared: tuple[Workspace, Config, FakeDetector],
+) -> None:
+    said = run(prepared, "label.queries={seal: [a seal]}", "label.class_map={pinniped: seal}")
+    assert "label.queries changes nothing" in said
+    assert "label.class_map changes nothing" in said
+    finding = FakeDetector(prepared[2].boxes, queries=BY_TEXT)
+    settings = ("label.weights=google/owlv2", "label.queries={seal: [a seal]}")
+    assert "changes nothing" not in run((*prepared[:2], finding), *settings, redo=True)
+
+
 # --- by text -----------------------------------------------------------------------------------
 
 BY_TEXT = {"seal": ["a seal"], "whale": ["a whale"]}
