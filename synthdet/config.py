@@ -405,13 +405,18 @@ class LabelConfig(Section):
     @model_validator(mode="after")
     def _check_detectors(self) -> LabelConfig:
         names = self.weights_names()
-        if not names or len(set(names)) < len(names):
+        if not names or not all(name.strip() for name in names) or len(set(names)) < len(names):
             raise ValueError("weights: name one detector or several, each once")
         if isinstance(self.class_map, tuple) and len(self.class_map) != len(names):
             raise ValueError(
                 f"class_map: {len(self.class_map)} for {len(names)} weights: one for each, in their order"
             )
-        if self.queries is not None and not (self.queries and all(self.queries.values())):
+        if self.queries is not None and not (
+            self.queries
+            and all(
+                said and all(phrase.strip() for phrase in said) for said in self.queries.values()
+            )
+        ):
             raise ValueError("queries: name a class, and at least one phrase for each")
         return self
 

@@ -527,9 +527,11 @@ def test_another_detector_is_refused_by_name(
     ("setting", "told"),
     [
         ("label.weights=[]", "name one detector or several, each once"),
+        ("label.weights=[own, '']", "name one detector or several, each once"),
         ("label.weights=[a.pt, a.pt]", "name one detector or several, each once"),
         ("label.class_map=[null, null]", "class_map: 2 for 1 weights"),
         ("label.queries={seal: []}", "queries: name a class, and at least one phrase"),
+        ("label.queries={seal: [a seal, ' ']}", "queries: name a class, and at least one phrase"),
     ],
 )
 def test_detectors_that_make_no_sense(
