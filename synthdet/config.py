@@ -11,6 +11,7 @@ No command line flag repeats a knob: ``--set generate.num_images=8`` goes throug
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -30,6 +31,8 @@ from synthdet.errors import SynthdetError
 
 RUN_FOLDER_VERSION = 1
 Calibrated = Literal["calibrated"]
+DETECTOR_STRIDE = 32
+"""Pixels of a picture that a detector's coarsest level sees as one."""
 OWN_WEIGHTS = "own"
 """Among `label.weights`: the detector that the run trains on its own tiles."""
 CsvKey = Literal[
@@ -371,8 +374,8 @@ class LabelConfig(Section):
     """With `weights` that find by text (OWLv2, Grounding DINO; for those who have few boxes or none): the run's class -> phrases to look for, like `{seal: [a seal on ice, a grey seal]}`. null: every class by its name. Such detectors are weak from the air; nothing they find is accepted unseen unless real val photos say how good it is."""
     detector: str = "yolo11n"
     """What the run's own detector starts from: an ultralytics model name (random weights), a folder written by synthdet, `pocket`, or a transformers detector (RT-DETR, RT-DETRv2, D-FINE; Apache-2.0) by hub id or folder, like `PekingU/rtdetr_r18vd`. Which library opens it is seen from what it is, and told."""
-    image_size: int | None = Field(None, ge=32, multiple_of=32)
-    """Side in pixels the detector sees. null: the tiles' resolution."""
+    image_size: int | None = Field(None, ge=32, multiple_of=DETECTOR_STRIDE)
+    """Side in pixels the detector sees. null: the tiles' resolution, or the next multiple of 32."""
     max_train_steps: int = Field(1500, ge=1)
     """Optimizer steps of the run's own detector."""
     train_batch_size: int = Field(16, ge=1)
@@ -477,8 +480,8 @@ class EvaluateConfig(Section):
     """What more photos would bring: train besides on these numbers of real photos alone, whole groups one after the other, like [10, 20, 40]."""
     detector: str = "yolo11n"
     """Architecture and start weights: as `label.detector`."""
-    image_size: int | None = Field(None, ge=32, multiple_of=32)
-    """Side in pixels the detector sees. null: the tiles' resolution."""
+    image_size: int | None = Field(None, ge=32, multiple_of=DETECTOR_STRIDE)
+    """Side in pixels the detector sees. null: the tiles' resolution, or the next multiple of 32."""
     max_train_steps: int = Field(1500, ge=1)
     """Optimizer steps, the same in every arm."""
     train_batch_size: int = Field(16, ge=1)
@@ -503,6 +506,14 @@ class Config(Section):
     label: LabelConfig = LabelConfig()
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    def side_for(self, section: LabelConfig | EvaluateConfig) -> int:
+        """Side in pixels of the square that a section's detector sees: in whole steps of the network's.
+
+        A detector cannot join its levels of another size, and tiles come in steps of 8.
+        """
+        strides = math.ceil(self.prepare.resolution / DETECTOR_STRIDE)
+        return section.image_size or strides * DETECTOR_STRIDE
 
 
 def parse_config(text: str, *, where: str) -> Config:

@@ -377,7 +377,7 @@ def _open_detector(
 
     return ChildDetector(
         weights,
-        image_size=settings.image_size or config.prepare.resolution,
+        image_size=config.side_for(settings),
         batch_size=DETECT_BATCH,
         device=settings.device,
         threads=settings.workers,

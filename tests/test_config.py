@@ -21,6 +21,19 @@ def test_yaml_round_trip() -> None:
     assert config.filter.threshold == 0.3
 
 
+@pytest.mark.parametrize(
+    ("resolution", "image_size", "side"), [(520, "null", 544), (512, "null", 512), (520, 128, 128)]
+)
+def test_a_detector_sees_whole_strides(resolution: int, image_size: object, side: int) -> None:
+    """Tiles come in steps of 8 pixels; of another size no detector would train, after hours of work."""
+    config = set_values(
+        Config(),
+        [f"prepare.resolution={resolution}"]
+        + [f"{section}.image_size={image_size}" for section in ("label", "evaluate")],
+    )
+    assert config.side_for(config.label) == config.side_for(config.evaluate) == side
+
+
 def test_every_knob_has_its_help() -> None:
     for section in SECTIONS.values():
         for name, field in section.model_fields.items():

@@ -233,7 +233,7 @@ def make_units(
                     max_train_steps=steps,
                     train_batch_size=config.evaluate.train_batch_size,
                     learning_rate=config.evaluate.learning_rate,
-                    image_size=config.evaluate.image_size or config.prepare.resolution,
+                    image_size=config.side_for(config.evaluate),
                     on_step=on_step,
                 )
             on_step(steps)

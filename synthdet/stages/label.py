@@ -233,7 +233,7 @@ def _train(
             max_train_steps=steps,
             train_batch_size=config.label.train_batch_size,
             learning_rate=config.label.learning_rate,
-            image_size=config.label.image_size or config.prepare.resolution,
+            image_size=config.side_for(config.label),
             on_step=on_step,
         )
 

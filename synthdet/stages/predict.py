@@ -223,7 +223,7 @@ def _read_known(workspace: Workspace, config: Config, asked: Asked) -> _Known:
         scale=float(dataset["scale"]),
         large_animal=float(dataset["animal_sizes"][1]),
         resolution=config.prepare.resolution,
-        image_size=detector.image_size or config.prepare.resolution,
+        image_size=config.side_for(detector),
     )
 
 

@@ -161,6 +161,14 @@ def test_the_detector_learns_from_train_and_val_alone(
     assert trainer.trained[0]["image_size"] == 1024
 
 
+def test_tiles_of_any_size_fit_the_detector(
+    prepared: tuple[Workspace, Config, FakeDetector],
+) -> None:
+    trainer = FakeDetectorTrainer()
+    run(prepared, "prepare.resolution=72", trainer=trainer)
+    assert trainer.trained[0]["image_size"] == 96
+
+
 def test_twice_opens_no_model(prepared: tuple[Workspace, Config, FakeDetector]) -> None:
     said = run(prepared)
     before = file_bytes(prepared[0].root, but=())
