@@ -281,21 +281,25 @@ def draw_all(
             for _id, file in batch:
                 if not file.exists():
                     raise missing(file, made_by)
-            made = [one for one in _draw_batch(batch, looking) if one.image_id not in found]
+            works = any(one.fault is None for one in found.values())
+            drawn = _draw_batch(batch, looking, works=works)
+            made = [one for one in drawn if one.image_id not in found]
             append_records(path, made)
             found |= {one.image_id: one for one in made}
             advance(len(made))
     return found
 
 
-def _draw_batch(batch: Sequence[tuple[str, Path]], looking: Looking) -> list[Detections]:
+def _draw_batch(
+    batch: Sequence[tuple[str, Path]], looking: Looking, *, works: bool
+) -> list[Detections]:
     """The boxes of every detector, one detector after the other, by the run's classes."""
     files = [file for _id, file in batch]
     boxes: list[list[DetectedBox]] = [[] for _ in batch]
     failed = [False] * len(batch)
     for number, opened in enumerate(looking.detectors):
         detector, to_run = opened()
-        for place, drawn in enumerate(_draw(detector, files, views=looking.views)):
+        for place, drawn in enumerate(_draw(detector, files, looking.views, works=works)):
             failed[place] |= drawn is None
             boxes[place] += (name_detector(box, number) for box in to_classes(drawn or (), to_run))
     return [
@@ -305,12 +309,13 @@ def _draw_batch(batch: Sequence[tuple[str, Path]], looking: Looking) -> list[Det
 
 
 def _draw(
-    detector: Detector, files: Sequence[Path], *, views: bool
+    detector: Detector, files: Sequence[Path], views: bool, *, works: bool
 ) -> list[tuple[DetectedBox, ...] | None]:
     """Boxes of each file; a batch that fails is drawn one by one. None where that fails too.
 
     Raises:
-        SynthdetError: Nothing in the batch works: it is the detector, not the pictures.
+        SynthdetError: Nothing in the batch works: it is the detector, not the pictures. A last batch of
+            one tells nothing: there it is the picture, if the detector ``works`` on others.
     """
     try:
         return [*detector.detect(files, min_confidence=MIN_CONFIDENCE, views=views)]
@@ -321,7 +326,7 @@ def _draw(
                 drawn += detector.detect([file], min_confidence=MIN_CONFIDENCE, views=views)
             except SynthdetError:
                 drawn.append(None)
-        if all(boxes is None for boxes in drawn):
+        if all(boxes is None for boxes in drawn) and not (works and len(files) == 1):
             raise error from None
         return drawn
 

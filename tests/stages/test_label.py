@@ -14,6 +14,7 @@ from synthdet.core.labelling import UNPROVEN
 from synthdet.core.records import Box, Decision, DetectedBox, Detections, Label, Score
 from synthdet.errors import SynthdetError
 from synthdet.stages import label as label_stage
+from synthdet.stages.label_detectors import DETECTION_BATCH, FAILED
 from synthdet.workspace import (
     Workspace,
     append_records,
@@ -297,6 +298,27 @@ def test_a_picture_on_which_the_detector_fails(
     assert labels["syn-000000"].status == labels["syn-000041"].status == "accept"
     found = read_records(workspace.stage("label").path / "detections.jsonl", Detections)
     assert [one.image_id for one in found if one.fault] == [f"syn-{EMPTY:06d}", "syn-000040"]
+
+
+def test_a_last_picture_that_fails_alone_is_no_broken_detector(tmp_path: Path) -> None:
+    workspace, config = make_run(tmp_path / "run", label={"max_train_steps": 5})
+    make_tiles(workspace)
+    images, _ = make_images(workspace, [(0,)] * (DETECTION_BATCH + 1))
+    folder, last = workspace.stage("filter"), images[-1].image_id
+    kept = [Decision(image_id=one.image_id, kept=True, threshold=0.5) for one in images]
+    scores = [Score(image_id=one.image_id, similarity=0.9) for one in images]
+    write_records(folder.path / "scores.jsonl", scores)
+    write_records(folder.path / "decisions.jsonl", kept)
+    finish(folder, ["scores.jsonl", "decisions.jsonl"])
+
+    class Choosy(FakeDetector):
+        def detect(self, paths: Any, **settings: Any) -> Any:
+            if any(path.stem == last for path in paths):
+                raise SynthdetError("cannot be read as a picture")
+            return super().detect(paths, **settings)
+
+    run((workspace, config, Choosy()))
+    assert labels_of(workspace)[last].reason == FAILED
 
 
 def test_a_detector_that_never_works_is_an_error(
