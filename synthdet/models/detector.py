@@ -147,8 +147,9 @@ def _start(threads: int) -> _Child:
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         "PYTHONPATH": os.pathsep.join(search),
     }
+    # -P: nothing is imported from the current folder, which may be somebody's survey.
     process = subprocess.Popen(  # noqa: S603 - our own module
-        [sys.executable, "-m", "synthdet.models.detector_worker", str(threads)],
+        [sys.executable, "-P", "-m", "synthdet.models.detector_worker", str(threads)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,

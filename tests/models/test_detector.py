@@ -308,6 +308,16 @@ def test_weights_that_are_not_there(
         ChildTrainer(name, device="cpu", threads=1)
 
 
+def test_nothing_is_imported_from_the_current_folder(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ultralytics.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    with DetectorProcess(threads=1) as child:
+        assert opened(child, weights).names
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_killed_child_is_an_error_and_leaves_no_weights(data_yaml: Path, tmp_path: Path) -> None:
     with DetectorProcess(threads=1) as child:
 
