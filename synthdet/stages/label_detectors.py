@@ -19,7 +19,7 @@ from synthdet.core.fusion import (
 from synthdet.core.labelling import MIN_CONFIDENCE, drop_twice_drawn, map_classes, to_classes
 from synthdet.core.records import DetectedBox, Detections
 from synthdet.errors import SynthdetError
-from synthdet.models.detector import has_weights
+from synthdet.models.detector import has_weights, is_hub_name
 from synthdet.models.protocols import Detector
 from synthdet.progress import Reporter
 from synthdet.stages._detector import Opened, find_weights, hash_weights, open_once
@@ -144,6 +144,15 @@ def refuse_other_detectors(folder: StageFolder, settings: LabelConfig) -> None:
                 f"label.{key} was {before!r} and is now {now[key]!r}: set it back, or "
                 f"`synthdet label {folder.workspace.root} --redo` keeps the old folder aside and makes it again"
             )
+    # A relative path that is none in another folder would pass for a hub name, so for another detector.
+    gone = [
+        name for name in settings.weights_names() if is_hub_name(name) and not Path(name).exists()
+    ]
+    if gone and lock["inputs"].get("label.weights") != hash_named(settings)["label.weights"]:
+        raise SynthdetError(
+            f"label.weights: there is no {gone[0]} here, but boxes of such a file or folder stand in "
+            f"{folder.path}: go to the folder where you ran it before, or put it back"
+        )
 
 
 def _look_for_another(folder: StageFolder, lock: Mapping[str, Any], settings: LabelConfig) -> None:

@@ -553,6 +553,24 @@ def test_another_detector_is_refused_by_name(
     assert lost.read_bytes() == before
 
 
+def test_a_path_that_is_none_elsewhere_does_not_set_the_labels_aside(
+    prepared: tuple[Workspace, Config, FakeDetector],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a suffix it might be a hub name, and so another detector."""
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "models" / "mine" / "model.safetensors").write_bytes(b"mine")
+    monkeypatch.chdir(tmp_path)
+    run(prepared, "label.weights=models/mine")
+    before = file_bytes(prepared[0].stage("label").path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(SynthdetError, match="there is no models/mine here"):
+        run(prepared, "label.weights=models/mine", detector=no_model)
+    assert file_bytes(prepared[0].stage("label").path) == before
+
+
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
