@@ -15,12 +15,14 @@ import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -236,7 +238,7 @@ def read_as_ultralytics(data_yaml: Path, split: str, found: Path) -> None:
     """
     data = check_det_dataset(str(data_yaml), autodownload=False)
     pictures = _Listing().get_img_files(data[split])
-    with found.open("w", encoding="utf-8") as handle:
+    with found.open("w", encoding="utf-8") as handle, _any_size():
         for picture, label in zip(pictures, img2label_paths(pictures), strict=True):
             asked = (picture, label, "", False, len(data["names"]), 0, 0, False)
             _, rows, shape, _, _, missing, _, _, _, complaint = verify_image_label(asked)
@@ -245,6 +247,16 @@ def read_as_ultralytics(data_yaml: Path, split: str, found: Path) -> None:
             boxes = [] if rows is None else rows.tolist()
             line = [Path(picture).name, int(width), int(height), boxes, complaint]
             handle.write(json.dumps(line) + "\n")
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Let PIL open what the export wrote: whole frames are larger than it takes from strangers."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 # --- training ----------------------------------------------------------------------------------

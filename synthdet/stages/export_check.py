@@ -296,11 +296,11 @@ class _Seen:
 
     def read(self, folder: Path) -> None:
         """Look at all pictures of a folder beforehand, in threads, one a core."""
-        device = folder.stat().st_dev
         files: dict[tuple[int, int], str] = {}
         with os.scandir(folder) as found:
             for file in found:
-                files.setdefault((device, file.inode()), file.path)
+                status = file.stat()  # some file systems give a directory's entries other numbers
+                files.setdefault((status.st_dev, status.st_ino), file.path)
         for key, look in zip(files, in_order(_try_to_look, files.values(), 0), strict=True):
             self._files[key] = look
 

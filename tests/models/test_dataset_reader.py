@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from synthdet.errors import SynthdetError
 from synthdet.models.dataset_reader import UltralyticsReader
@@ -39,9 +40,14 @@ def test_it_reads_what_was_exported_and_says_what_is_wrong(tmp_path: Path) -> No
         complaints = {one.name: one.complaint for one in reader.read(yolo / "data.yaml", "val")}
         assert "6 columns" in complaints["val-000.png"]
         assert "no label file" in complaints["val-001.png"]
+        (yolo / "labels/val/val-000.txt").write_text("")
         picture = yolo / "images/train/train-000.png"
         picture.write_bytes(picture.read_bytes()[:-40])
         (told,) = {one.complaint for one in reader.read(yolo / "data.yaml", "train")} - {""}
         assert "train-000.png" in told
+        size_wh = (20_000, 10_000)  # prepare takes such frames; PIL alone refuses them
+        Image.new("1", size_wh).save(yolo / "images/val/val-000.png")
+        (frame,) = (one for one in reader.read(yolo / "data.yaml", "val") if "000" in one.name)
+        assert (frame.width, frame.height) == size_wh
         with pytest.raises(SynthdetError):
             check_export(workspace.root / "6-export", CLASSES, reader)
