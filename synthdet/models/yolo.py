@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -60,6 +60,8 @@ from synthdet.models.detector_training import (
     validation_steps,
 )
 
+_HEADS: Final = ("Detect", "v10Detect")
+"""Last layers of the networks that learn from boxes alone and draw upright ones."""
 LEARNING_RATE = 1e-3
 """Where none was asked for."""
 CHANNELS_LAST = torch.channels_last
@@ -136,6 +138,12 @@ def _architecture(name: str) -> dict[str, Any]:
 
 
 def _build(architecture: Mapping[str, Any], class_names: Sequence[str]) -> DetectionModel:
+    head = architecture["head"][-1][2]
+    if head not in _HEADS:
+        raise SynthdetError(
+            f"a network that ends in {head} draws no plain boxes in training: name one of ultralytics' "
+            "detectors (like yolo11n), or transformers' RT-DETR (like PekingU/rtdetr_r18vd)"
+        )
     fields = {**architecture, "nc": len(class_names)}
     network: DetectionModel = DetectionModel(fields, nc=len(class_names), verbose=False)
     network.names = dict(enumerate(class_names))

@@ -270,6 +270,13 @@ def test_what_cannot_be_read_is_named(
         opened(process, damaged)
     with pytest.raises(SynthdetError, match="there is no detector yolo11z"):
         train(process, data_yaml, tmp_path / "none", start="yolo11z")
+    for start, head in (
+        ("yolo11n-seg", "Segment"), ("rtdetr-l", "RTDETRDecoder"), ("yolov8s-worldv2", "WorldDetect"),
+    ):  # fmt: skip
+        with pytest.raises(
+            SynthdetError, match=f"a network that ends in {head} draws no plain boxes"
+        ):
+            train(process, data_yaml, tmp_path / "none", start=start)
 
 
 def test_a_pickle_is_loaded_only_if_trusted(
