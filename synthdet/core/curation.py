@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
+
+from pydantic import BaseModel, SerializeAsAny, TypeAdapter
 
 from synthdet.core.boxes import clip, iou
 from synthdet.core.records import (
@@ -34,6 +36,9 @@ NEAR_SHARE: Final = 0.1
 """Share of the pictures held against a threshold that count as near it."""
 # Decimals of a pixel that count: finer than anybody draws, coarser than the noise of floats.
 _DECIMALS: Final = 2
+_AS_THEY_ARE: Final = TypeAdapter(list[SerializeAsAny[BaseModel]])
+_AT_ONCE: Final = 1_000
+"""Records that are turned into text together."""
 
 Picture = Tile | SyntheticImage
 Kind = Literal["review", "near", "accepted", "dropped"]
@@ -73,11 +78,16 @@ class ShownRun:
 
     def fingerprint(self) -> str:
         """Hash of all of it: the same as long as the same is shown."""
-        named = (self.scores, self.decisions, self.detections, self.labels, self.verdicts)
+        named: list[Mapping[str, BaseModel]] = [
+            self.scores, self.decisions, self.detections, self.labels, self.verdicts
+        ]  # fmt: skip
         content = hashlib.sha256(_hash([LAYOUT, self.root, self.class_names, self.doubts]).encode())
-        for kind in (self.tiles, self.images, *(by_id.values() for by_id in named)):
-            for record in kind:
-                content.update(record.model_dump_json(exclude_none=True).encode())
+        kinds: list[Sequence[BaseModel]] = [self.tiles, self.images]
+        kinds += [list(by_id.values()) for by_id in named]
+        for kind in kinds:
+            for start in range(0, len(kind), _AT_ONCE):
+                part = list(kind[start : start + _AT_ONCE])
+                content.update(_AS_THEY_ARE.dump_json(part, exclude_none=True))
             content.update(b"\n")
         return content.hexdigest()
 
@@ -91,7 +101,8 @@ class ShownRun:
 
 def name_of(picture: Picture) -> str:
     """The picture's ``image_id`` in curation: a real tile goes by its ``tile_id``."""
-    return picture.tile_id if isinstance(picture, Tile) else picture.image_id
+    # In this order everywhere: to find that a record is not of a kind takes pydantic ten times as long.
+    return picture.image_id if isinstance(picture, SyntheticImage) else picture.tile_id
 
 
 def judgeable(shown: ShownRun) -> dict[str, Picture]:
@@ -105,9 +116,10 @@ def judgeable(shown: ShownRun) -> dict[str, Picture]:
 
 def standing_verdict(shown: ShownRun, picture: Picture) -> Verdict | None:
     """The verdict that counts now: on val and test tiles none does."""
-    if isinstance(picture, Tile) and picture.split != "train":
-        return None
-    return shown.verdicts.get(name_of(picture))
+    verdict = shown.verdicts.get(name_of(picture))
+    if verdict is None or isinstance(picture, SyntheticImage) or picture.split == "train":
+        return verdict
+    return None
 
 
 def boxes_to_export(shown: ShownRun, picture: Picture) -> Sequence[Box | DetectedBox] | None:
@@ -115,7 +127,7 @@ def boxes_to_export(shown: ShownRun, picture: Picture) -> Sequence[Box | Detecte
     verdict = standing_verdict(shown, picture)
     if verdict is not None and verdict.boxes is not None:
         return verdict.boxes
-    if isinstance(picture, Tile):
+    if not isinstance(picture, SyntheticImage):
         return picture.boxes
     label = shown.labels.get(picture.image_id)
     if label is None:
@@ -243,15 +255,20 @@ def trim(xyxy: XYXY, picture: Picture) -> XYXY:
 
 def edges(boxes: Iterable[Box] | None) -> list[tuple[int, ...]] | None:
     """Boxes in an order of their own and in whole hundredths of pixels, to compare them."""
-    if boxes is None:
-        return None
+    return None if boxes is None else _edges((box.class_id, box.xyxy) for box in boxes)
+
+
+def _edges(boxes: Iterable[tuple[int, XYXY]]) -> list[tuple[int, ...]]:
     scale = 10**_DECIMALS
-    return sorted((box.class_id, *(round(edge * scale) for edge in box.xyxy)) for box in boxes)
+    return sorted(
+        (class_id, round(a * scale), round(b * scale), round(c * scale), round(d * scale))
+        for class_id, (a, b, c, d) in boxes
+    )
 
 
-def box_fingerprint(boxes: Iterable[Box] | None) -> str | None:
-    """The same for boxes that are the same to a hundredth of a pixel, in whatever order."""
-    return None if boxes is None else _hash(edges(boxes))
+def box_fingerprint(boxes: Iterable[tuple[int, XYXY]] | None) -> str | None:
+    """The same for boxes (class id, edges) that are the same to a hundredth of a pixel, in whatever order."""
+    return None if boxes is None else _hash(_edges(boxes))
 
 
 def _hash(content: Any) -> str:

@@ -36,8 +36,9 @@ def doubt_labels(
         label = labels.get(image.image_id)
         if label is None or label.status == "review" or image.asked_for is None:
             continue
-        asked, found = Counter(image.asked_for), Counter(box.class_id for box in label.boxes)
-        if asked != found:
+        class_ids = [box.class_id for box in label.boxes]
+        if sorted(image.asked_for) != sorted(class_ids):
+            asked, found = Counter(image.asked_for), Counter(class_ids)
             doubts[image.image_id] = (
                 f"asked for {_say(asked, class_names)}, labelled {_say(found, class_names)}"
             )

@@ -13,14 +13,16 @@ FiftyOne is imported inside functions: importing it starts a database server.
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import shlex
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -62,6 +64,9 @@ PLUGINS_DIR: Final = Path(__file__).with_name("fiftyone_plugins")
 """Operators for the App: accept, reject, next to review."""
 _PLUGIN: Final = "@synthdet/curate"
 _PLUGINS_VARIABLE: Final = "FIFTYONE_PLUGINS_DIR"
+_GROUP: Final = 500
+_GROUPS_AHEAD: Final = 8
+"""Of `_GROUP` documents each: made while the database takes others; some 40 MB."""
 BRAIN_KEY: Final = "clip"
 """Of the embeddings plot, in the App's panel."""
 _FEWEST_POINTS: Final = 3
@@ -268,18 +273,16 @@ def _make_dataset(
     *,
     own_tags: Mapping[str, Sequence[str]],
 ) -> str:
-    """Write the run in FiftyOne's own format and import that: ten times as fast as adding samples."""
+    """Import the run in FiftyOne's own format: more than ten times as fast as adding samples."""
     name = shown.dataset
     with tempfile.TemporaryDirectory(prefix="synthdet-curate-") as folder:
         _write_schema(fo, Path(folder))
-        with (Path(folder) / "samples.json").open("w", encoding="utf-8") as handle:
-            # One by one: all of them at once would be a gigabyte of dictionaries for 100,000 pictures.
-            handle.write('{"samples":[')
-            for number, sample in enumerate(make_samples(shown, own_tags)):
-                handle.write(("," if number else "") + json.dumps(sample, separators=(",", ":")))
-            handle.write("]}")
-        dataset = fo.Dataset.from_dir(
-            dataset_dir=folder, dataset_type=fo.types.FiftyOneDataset, name=name
+        dataset = _import_samples(fo, folder, name, make_samples(shown, own_tags, _object_id()))
+    expected = len(shown.tiles) + len(shown.images)
+    if len(dataset) != expected:
+        raise SynthdetError(
+            f"FiftyOne {fo.__version__} took {len(dataset)} of {expected} pictures: "
+            "install the version that synthdet was installed with"
         )
     dataset.default_classes = list(shown.class_names)
     dataset.app_config.color_scheme = _colour_scheme(fo, shown.class_names)
@@ -294,6 +297,44 @@ def _make_dataset(
     dataset.save()
     reporter.close("curate", f"{shown.describe()} · FiftyOne dataset {name}")
     return name
+
+
+def _import_samples(
+    fo: ModuleType, folder: str, name: str, documents: Iterator[dict[str, Any]]
+) -> Any:
+    """A dataset of the schema in ``folder`` and of documents that never were a file.
+
+    FiftyOne's importer of its own format does all of it. Its samples alone come from memory, one by one
+    as it asks for them: to write them as JSON and read that again took as long as all the rest.
+    """
+    made_ahead = _ahead(documents)
+
+    class FromMemory(fo.utils.data.FiftyOneDatasetImporter):  # type: ignore[misc, name-defined]
+        def _preprocess_list(self, samples: object) -> Iterator[dict[str, Any]]:
+            """What the importer takes in place of the samples that it read: none, the schema's."""
+            del samples
+            return made_ahead
+
+    return fo.Dataset.from_importer(FromMemory(folder), name=name)
+
+
+def _ahead(documents: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The same, made by a thread while the caller waits for the database; its errors are raised here."""
+    groups = iter(lambda: list(islice(documents, _GROUP)), [])
+    with ThreadPoolExecutor(1) as thread:
+        ready: deque[Future[list[dict[str, Any]]]] = deque(
+            thread.submit(next, groups, []) for _ in range(_GROUPS_AHEAD)
+        )
+        while group := ready.popleft().result():
+            ready.append(thread.submit(next, groups, []))
+            yield from group
+
+
+def _object_id() -> Callable[[bytes], Any]:
+    """The class of the database's ids; it is installed with FiftyOne's driver."""
+    from bson import ObjectId
+
+    return ObjectId
 
 
 def _write_schema(fo: ModuleType, folder: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from synthdet.config import Config
 from synthdet.core.doubts import principal_plane
+from synthdet.core.formats.fiftyone import make_samples
 from synthdet.core.records import (
     Box,
     Decision,
@@ -249,6 +251,54 @@ class TestLoad:
         dropped = sample(dataset, "syn-000003")
         assert (dropped.kept, dropped.reason, dropped.accepted) == (False, "far from real", None)
         assert sample(dataset, "syn-000004").reason == "all of one colour"
+
+    def test_documents_are_what_the_importer_makes_of_a_file(
+        self, load: Load, database: Any, tmp_path: Path
+    ) -> None:
+        dataset = load()
+        folder, types = str(tmp_path / "exported"), database.types
+        dataset.export(export_dir=folder, dataset_type=types.FiftyOneDataset, export_media=False)
+        again = database.Dataset.from_dir(dataset_dir=folder, dataset_type=types.FiftyOneDataset)
+        try:
+            ours, theirs = (list(one._sample_collection.find()) for one in (dataset, again))
+            for one, other in zip(ours, theirs, strict=True):
+                assert one.pop("_dataset_id") == dataset._doc.id
+                assert other.pop("_dataset_id") == again._doc.id
+                assert all(one[key] < other.pop(key) for key in ("created_at", "last_modified_at"))
+                del one["created_at"], one["last_modified_at"]
+                assert one == other
+                assert {key: type(value) for key, value in one.items()} == {
+                    key: type(value) for key, value in other.items()
+                }
+        finally:
+            again.delete()
+        ids = [str(i) for i in dataset.values("id")]
+        for field in ("ground_truth", "accepted", "predictions"):
+            ids += dataset.values(f"{field}.detections.id", unwind=True)
+        assert len(set(ids)) == len(ids) > 9
+
+    def test_an_interrupted_load_is_not_taken_for_whole(
+        self, workspace: Workspace, load: Load, database: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stop_after_three(*given: Any) -> Iterator[dict[str, Any]]:
+            yield from islice(make_samples(*given), 3)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(curate, "_GROUP", 1)
+            patched.setattr(curate, "make_samples", stop_after_three)
+            load()
+        half = database.load_dataset(curate.dataset_name(workspace.root))
+        assert 0 < len(half) < 9
+        assert len(load()) == 9
+
+    def test_a_fiftyone_that_passes_pictures_over_is_told_of(
+        self, load: Load, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patched, pytest.raises(SynthdetError, match="took 3 of 9"):
+            patched.setattr(curate, "_ahead", lambda documents: islice(documents, 3))
+            load()
+        assert len(load()) == 9
 
     def test_saved_views_and_colours(self, load: Load) -> None:
         dataset = load()

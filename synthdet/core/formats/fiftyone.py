@@ -1,7 +1,7 @@
 """A run as FiftyOne samples, and what a person changed in them.
 
 Pure: FiftyOne itself is not imported. `make_samples` gives the documents of its own dataset format
-(``samples.json`` of ``fiftyone.types.FiftyOneDataset``), `read_verdicts` takes plain values.
+(as ``samples.json`` of ``fiftyone.types.FiftyOneDataset`` holds them), `read_verdicts` takes plain values.
 
 A box is there ``[left, top, width, height]`` in shares of the picture, here ``xyxy`` in pixels.
 """
@@ -9,7 +9,7 @@ A box is there ``[left, top, width, height]`` in shares of the picture, here ``x
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -30,7 +30,7 @@ from synthdet.core.curation import (
     why,
 )
 from synthdet.core.fusion import is_upright
-from synthdet.core.records import Box, DetectedBox, SyntheticImage, Tile, Verdict
+from synthdet.core.records import XYXY, Box, DetectedBox, SyntheticImage, Verdict
 from synthdet.errors import SynthdetError
 
 FIELDS: Final = {
@@ -78,45 +78,52 @@ class SeenSample:
     boxes_as_loaded: str | None
 
 
+MakeId = Callable[[bytes], Any]
+"""Makes a database id of its 12 bytes."""
+
+
 def make_samples(
-    shown: ShownRun, own_tags: Mapping[str, Sequence[str]]
+    shown: ShownRun, own_tags: Mapping[str, Sequence[str]], make_id: MakeId = bytes.hex
 ) -> Iterator[dict[str, Any]]:
-    """The documents of ``samples.json``, real tiles first.
+    """The documents that FiftyOne's dataset format holds, real tiles first.
 
     Args:
         shown: The run.
         own_tags: Image id -> further tags, which a person invented.
+        make_id: Makes what the database takes as an id: ``bson.ObjectId``.
     """
     pictures: list[Picture] = [*shown.tiles, *shown.images]
     near = near_threshold(shown)
     paths = {tile.tile_id: f"{shown.root}/{tile.path}" for tile in shown.tiles}
     for picture in pictures:
-        if isinstance(picture, Tile):
-            fields: dict[str, Any] = {
+        name = name_of(picture)
+        if isinstance(picture, SyntheticImage):
+            field = "accepted"
+            fields = _synthetic_fields(shown, picture, make_id)
+            fields["near_threshold"] = name in near
+            fields["nearest_real_path"] = paths.get(fields.get("nearest_real", ""))
+        else:
+            field = "ground_truth"
+            fields = {
                 "source": "real",
                 "split": picture.split,
                 "group": picture.group,
                 "prompt": picture.caption,
             }
-        else:
-            fields = _synthetic_fields(shown, picture)
-            fields["near_threshold"] = picture.image_id in near
-            fields["nearest_real_path"] = paths.get(fields.get("nearest_real", ""))
-        fields["doubt"] = shown.doubts.get(name_of(picture))
+        fields["doubt"] = shown.doubts.get(name)
         boxes = boxes_to_export(shown, picture)
         if boxes is not None:
-            field = "ground_truth" if isinstance(picture, Tile) else "accepted"
-            drawn = _to_detections(shown, picture, boxes, field)
+            drawn = _to_detections(shown, picture, boxes, field, make_id)
             pairs = [(box["label"], box["bounding_box"]) for box in drawn["detections"]]
             fields[field] = drawn
-            fields["boxes_as_loaded"] = box_fingerprint(_to_boxes(shown, picture, pairs))
+            fields["boxes_as_loaded"] = box_fingerprint(_to_pixels(shown, picture, pairs))
         verdict = standing_verdict(shown, picture)
         tags = [fields["source"], *([verdict.verdict] if verdict else [])]
-        tags += own_tags.get(name_of(picture), ())
-        yield _make_sample(shown, picture, fields, tags)
+        tags += own_tags.get(name, ())
+        yield _make_sample(shown, picture, fields, tags, make_id)
 
 
-def _synthetic_fields(shown: ShownRun, image: SyntheticImage) -> dict[str, Any]:
+def _synthetic_fields(shown: ShownRun, image: SyntheticImage, make_id: MakeId) -> dict[str, Any]:
     image_id = image.image_id
     score, decision = shown.scores.get(image_id), shown.decisions.get(image_id)
     found, label = shown.detections.get(image_id), shown.labels.get(image_id)
@@ -124,19 +131,17 @@ def _synthetic_fields(shown: ShownRun, image: SyntheticImage) -> dict[str, Any]:
     if decision is not None:
         fields["kept"] = decision.kept
     if score is not None:
-        fields |= score.model_dump(
-            include={
-                "similarity", "background_similarity", "nearest_real", "nearest_real_similarity"
-            },
-            exclude_none=True,
-        )  # fmt: skip
+        fields["similarity"] = score.similarity
+        fields["background_similarity"] = score.background_similarity
+        fields["nearest_real"] = score.nearest_real
+        fields["nearest_real_similarity"] = score.nearest_real_similarity
         fields["to_threshold"] = margin(shown, image)
     if label is not None:
         fields["status"] = label.status
     fields["reason"] = why(shown, image)
     if found is not None:
         upright = [box for box in found.boxes if is_upright(box)]
-        fields["predictions"] = _to_detections(shown, image, upright, "predictions")
+        fields["predictions"] = _to_detections(shown, image, upright, "predictions", make_id)
     return fields
 
 
@@ -145,18 +150,20 @@ def _make_sample(
     picture: Picture,
     fields: Mapping[str, Any],
     tags: list[str],
+    make_id: MakeId,
 ) -> dict[str, Any]:
-    """A sample in FiftyOne's JSON; ids depend on the run and the picture alone."""
-    number, digest = _identity(f"{shown.dataset}/{name_of(picture)}")
+    """A sample as FiftyOne stores it; ids depend on the run and the picture alone."""
+    name = name_of(picture)
+    digest = _digest(f"{shown.dataset}/{name}")
     given = {key: value for key, value in fields.items() if value is not None}
     return {
-        "_id": {"$oid": number},
+        "_id": make_id(digest[:12]),
         "_media_type": "image",
-        "_rand": int(digest[:13], 16) / 16**13,
+        "_rand": int.from_bytes(digest[12:18]) / 256**6,
         "filepath": f"{shown.root}/{picture.path}",
         "tags": list(dict.fromkeys(tags)),
         "metadata": {"_cls": "ImageMetadata", "width": picture.width, "height": picture.height},
-        "image_id": name_of(picture),
+        "image_id": name,
         "sha256": picture.sha256,
         **given,
     }
@@ -167,22 +174,24 @@ def _to_detections(
     picture: Picture,
     boxes: Iterable[Box | DetectedBox],
     field: str,
+    make_id: MakeId,
 ) -> dict[str, Any]:
+    first = int.from_bytes(_digest(f"{shown.dataset}/{name_of(picture)}/{field}")[:12])
+    width, height = picture.width, picture.height
     detections = []
     for index, box in enumerate(boxes):
-        number, _ = _identity(f"{shown.dataset}/{name_of(picture)}/{field}/{index}")
         left, top, right, bottom = box.xyxy
         detection: dict[str, Any] = {
-            "_id": {"$oid": number},
+            "_id": make_id(((first + index) % 256**12).to_bytes(12)),
             "_cls": "Detection",
             "attributes": {},
             "tags": [],
             "label": shown.class_names[box.class_id],
             "bounding_box": [
-                left / picture.width,
-                top / picture.height,
-                (right - left) / picture.width,
-                (bottom - top) / picture.height,
+                left / width,
+                top / height,
+                (right - left) / width,
+                (bottom - top) / height,
             ],
         }
         if isinstance(box, DetectedBox):
@@ -193,13 +202,12 @@ def _to_detections(
 
 def sample_id(shown: ShownRun, image_id: str) -> str:
     """Id of a picture's sample: the same in every dataset of the run."""
-    return _identity(f"{shown.dataset}/{image_id}")[0]
+    return _digest(f"{shown.dataset}/{image_id}")[:12].hex()
 
 
-def _identity(text: str) -> tuple[str, str]:
-    """A database id (24 hex digits) and further hex digits that only depend on the text."""
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return digest[:24], digest[24:]
+def _digest(text: str) -> bytes:
+    """32 bytes that only depend on the text; the first 12 make a database id."""
+    return hashlib.sha256(text.encode()).digest()
 
 
 def read_verdicts(
@@ -230,15 +238,18 @@ def _read_all(
         picture = judged.get(sample.image_id)
         if picture is None or picture.sha256 != sample.sha256:
             continue
-        boxes = None if sample.boxes is None else _to_boxes(shown, picture, sample.boxes)
-        edited = box_fingerprint(boxes) != sample.boxes_as_loaded
+        drawn = None if sample.boxes is None else list(_to_pixels(shown, picture, sample.boxes))
+        edited = box_fingerprint(drawn) != sample.boxes_as_loaded
         given = _given_verdict(sample, edited=edited)
         if given is None:
             continue
+        boxes = None
+        if given == ACCEPT and drawn is not None:
+            boxes = tuple(Box(xyxy=xyxy, class_id=class_id) for class_id, xyxy in drawn)
         yield Verdict(
             image_id=sample.image_id,
             verdict=given,
-            boxes=boxes if given == ACCEPT else None,
+            boxes=boxes,
             sha256=sample.sha256,
             by=by,
             at=at,
@@ -256,12 +267,12 @@ def _given_verdict(sample: SeenSample, *, edited: bool) -> Literal["accept", "re
     return ACCEPT if ACCEPT in sample.tags or edited else None
 
 
-def _to_boxes(
+def _to_pixels(
     shown: ShownRun,
     picture: Picture,
     drawn: Iterable[tuple[str, Sequence[float]]],
-) -> tuple[Box, ...]:
-    """Boxes in pixels, cut at the picture's edges.
+) -> Iterator[tuple[int, XYXY]]:
+    """Class id and edges in pixels of each box, cut at the picture's edges.
 
     Args:
         shown: The run, for its classes.
@@ -271,7 +282,6 @@ def _to_boxes(
     Raises:
         SynthdetError: A class name that the run does not have.
     """
-    boxes = []
     for class_name, (left, top, width, height) in drawn:
         if class_name not in shown.class_names:
             raise SynthdetError(
@@ -284,6 +294,4 @@ def _to_boxes(
             (left + width) * picture.width,
             (top + height) * picture.height,
         )
-        class_id = shown.class_names.index(class_name)
-        boxes.append(Box(xyxy=trim(xyxy, picture), class_id=class_id))
-    return tuple(boxes)
+        yield shown.class_names.index(class_name), trim(xyxy, picture)
