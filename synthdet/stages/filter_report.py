@@ -132,7 +132,7 @@ def _draw_histograms(axis: Axes, facts: ReportFacts) -> None:
     axis.set_title(_figures(facts), loc="left", fontsize=10, color=_INK, pad=10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_ylim(top=1.35 * axis.get_ylim()[1])  # room for the legend
-    axis.legend(frameon=False, fontsize=8, loc="upper left")
+    axis.legend(fontsize=8, loc="upper left", framealpha=1, edgecolor="none")
 
 
 def _figures(facts: ReportFacts) -> str:
