@@ -334,10 +334,24 @@ def make_scheduler(name: str, like: Any, options: Mapping[str, Any] | None = Non
 
 
 def _can_draw_sdxl(kind: Any) -> bool:
-    """A scheduler with betas; SDXL was not trained for flow matching and the like."""
+    """Whether a class denoises step by step what SDXL has learned, from a seed a picture.
+
+    SDXL was not trained for flow matching and the like: a scheduler needs betas. Some with betas want to
+    be told more at each step than the pipelines have, and some add noise instead of taking it away; one
+    draws noise of its own that no picture's seed decides.
+    """
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         return False
-    return "beta_schedule" in inspect.signature(kind).parameters
+    options = inspect.signature(kind).parameters
+    if "beta_schedule" not in options or "noise_sampler_seed" in options:
+        return False
+    step = inspect.signature(kind.step).parameters.values()  # type: ignore[attr-defined]
+    told = [
+        one.name
+        for one in step
+        if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD
+    ]
+    return told == ["self", "model_output", "timestep", "sample"] and "Inverse" not in kind.__name__
 
 
 def fuse_lora(pipeline: StableDiffusionXLPipeline, lora: Path, scale: float) -> None:

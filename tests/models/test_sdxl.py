@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -402,10 +403,68 @@ def test_another_vae_is_used(base: Path, tmp_path: Path) -> None:
     assert not np.array_equal(own, other)
 
 
-@pytest.mark.parametrize("name", ["Nope", "FlowMatchEulerDiscreteScheduler", "UNet2DModel"])
+SCHEDULERS = sorted(
+    name
+    for name in dir(diffusers)
+    if name.endswith("Scheduler") and sdxl._can_draw_sdxl(getattr(diffusers, name))
+)
+
+
+def test_the_schedulers_that_people_name_are_there() -> None:
+    known = {
+        "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+        "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler",
+        "TCDScheduler", "UniPCMultistepScheduler",
+    }  # fmt: skip
+    assert known <= set(SCHEDULERS)
+
+
+# Some of diffusers' schedulers hand tensors to numpy 2 in the way of numpy 1.
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+@pytest.mark.parametrize("name", [one for one in SCHEDULERS if one != "UnCLIPScheduler"])
+def test_every_scheduler_draws_from_the_seed_alone(base: Path, name: str) -> None:
+    generator = SdxlGenerator(base, **{**OPTIONS, "scheduler": name})
+    placed = (from_source(placed=True), from_source(placed=True, seed=8))
+    for requests in (REQUESTS[:2], placed):
+        drawn = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            drawn.append(
+                generator.generate(
+                    requests, **SIZE, num_inference_steps=4, guidance_scale=4.0, guidance_end=0.5,
+                    strength=0.5 if requests is placed else 1.0,
+                )
+            )  # fmt: skip
+        assert np.array_equal(*drawn), (
+            "nothing of the first picture, or of elsewhere, is in the second"
+        )
+        first, second = drawn[0]
+        assert first.std() > 1
+        assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Nope", "FlowMatchEulerDiscreteScheduler", "UNet2DModel", "RePaintScheduler",
+        "DDIMInverseScheduler", "CogVideoXDPMScheduler", "DPMSolverSDEScheduler", "UnCLIPScheduler",
+    ],
+)  # fmt: skip
 def test_an_unknown_scheduler_is_named_with_the_known_ones(base: Path, name: str) -> None:
-    with pytest.raises(SynthdetError, match=rf"generate\.scheduler: {name} .*EulerDiscrete"):
+    known = "squaredcos" if name == "UnCLIPScheduler" else "EulerDiscrete"
+    with pytest.raises(SynthdetError, match=rf"generate\.scheduler: {name}.*{known}") as caught:
         SdxlGenerator(base, **{**OPTIONS, "scheduler": name})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scheduler_whose_noise_no_seed_decides_is_refused() -> None:
+    class WithNoiseOfItsOwn(DPMSolverMultistepScheduler):
+        def __init__(self, beta_schedule: str = "linear", noise_sampler_seed: int | None = None):
+            raise NotImplementedError
+
+    assert not sdxl._can_draw_sdxl(WithNoiseOfItsOwn)
 
 
 @pytest.mark.parametrize(
