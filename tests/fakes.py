@@ -62,6 +62,7 @@ class FakeGenerator:
         max_batch: Larger batches raise `MemoryError`.
         constant: Draw pictures of one colour.
         overflows: Seeds whose pictures are black unless the VAE is precise.
+        blanks: Seeds whose pictures are black whatever the VAE.
         fitting: Pictures at once that it says fit.
         calls: Batches asked for so far.
         requests: All that was drawn, in order.
@@ -72,6 +73,7 @@ class FakeGenerator:
     max_batch: int = 1_000
     constant: bool = False
     overflows: tuple[int, ...] = ()
+    blanks: tuple[int, ...] = ()
     fitting: int = 4
     calls: int = 0
     requests: list[PictureRequest] = field(default_factory=list)
@@ -97,7 +99,7 @@ class FakeGenerator:
         shape = (height, width, 3)
         return [
             np.zeros(shape, np.uint8)
-            if request.seed in self.overflows and not precise_vae
+            if request.seed in self.blanks or (request.seed in self.overflows and not precise_vae)
             else self._draw(request, len(requests), shape)
             for request in requests
         ]

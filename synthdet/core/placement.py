@@ -113,6 +113,40 @@ def plan_modes(
     return tuple(made)
 
 
+def change_water(picture: PlannedPicture, waters: Sequence[PlannedPicture]) -> PlannedPicture:
+    """The plan of a placed picture, on other drawn water where its own is none of those.
+
+    Args:
+        picture: Of a plan.
+        waters: Background pictures of the plan that animals can be placed into.
+
+    Returns:
+        As it was, where it starts from one of them or from none. Else it starts from one that shows
+        most of the attributes that its prompt names; of equal ones, the one that its seed falls on.
+
+    Raises:
+        SynthdetError: There is no water.
+    """
+    if picture.source_image in {None, *(one.image_id for one in waters)}:
+        return picture
+    if not waters:
+        raise SynthdetError(
+            "generate.placed_water: every background picture came out in one colour, and animals cannot "
+            "be placed into it: look at them, and generate again with --redo and mixed_precision set to "
+            "no, or placed_water to real"
+        )
+    fits = _how_alike(picture, waters)
+    alike = [one for one, fit in zip(waters, fits, strict=True) if fit == max(fits)]
+    return replace(picture, source_image=alike[picture.seed % len(alike)].image_id)
+
+
+def _how_alike(picture: PlannedPicture, waters: Sequence[PlannedPicture]) -> list[int]:
+    """For each water, how well what its prompt names fits what the picture's does."""
+    wanted = set(picture.attributes)
+    shown = [set(one.attributes) for one in waters]
+    return [2 * len(wanted & one) - len(one) for one in shown]
+
+
 def _spread(shares: Mapping[GenerateMode, float]) -> Iterator[GenerateMode]:
     """Modes without end, each as often as its share says, as evenly as can be."""
     total = sum(shares.values())
@@ -140,7 +174,6 @@ class _Chooser:
         self._drawn = drawn
         self._rng = rng
         self._tiles = tiles
-        self._shown = [set(one.attributes) for one in drawn or ()]
         self._placeable: dict[int, list[Animal]] = {}
         self._animals = [tile for tile in tiles if tile.boxes]
         self._empty = [tile for tile in tiles if not tile.boxes]
@@ -198,9 +231,7 @@ class _Chooser:
                 "set it to text"
             )
         else:
-            wanted = set(picture.attributes)
-            fits = [2 * len(wanted & one) - len(one) for one in self._shown]
-            chosen = self._drawn[self._one_of_the_best(fits)]
+            chosen = self._drawn[self._one_of_the_best(_how_alike(picture, self._drawn))]
             # All pictures of a run have the size of its tiles.
             tile, source = self._tiles[0], {"source_image": chosen.image_id}
         boxes = self.place(picture, tile)

@@ -33,7 +33,7 @@ import numpy as np
 
 from synthdet.config import Config, GenerateConfig
 from synthdet.core.pictures import is_blank
-from synthdet.core.placement import plan_modes, whole_animals
+from synthdet.core.placement import change_water, plan_modes, whole_animals
 from synthdet.core.prompts import PlannedPicture, plan_pictures
 from synthdet.core.records import GenerateMode, Tile
 from synthdet.errors import SynthdetError
@@ -245,8 +245,7 @@ def _generate(
                 continue
             generator = models.generator()
             begun = begun or time.perf_counter()
-            if not all(made.has(plan.source_image) for plan in batch if plan.source_image):
-                saver.wait()  # what they start from was drawn in an earlier batch
+            batch = _on_water_that_came_out(batch, planned, made, saver)
             requests = [sources.request(plan) for plan in batch]
             strength = settings.strength(batch[0].mode)
             draw = partial(_draw, generator, requests, settings, size_wh, strength)
@@ -276,6 +275,22 @@ def _generate(
         "pictures_per_second": round(drawn / seconds, 3),
         "save_stall_share": round(saver.stalled / seconds, 4),
     }
+
+
+def _on_water_that_came_out(
+    batch: Sequence[PlannedPicture], planned: Sequence[PlannedPicture], made: Made, saver: Saver
+) -> Sequence[PlannedPicture]:
+    """The batch, ready to start: on drawn water it waits for that, and leaves out what is of one colour."""
+    if not any(plan.source_image for plan in batch):
+        return batch
+    waters = [plan for plan in planned if plan.background]
+    if not all(water.image_id in made.records for water in waters):
+        saver.wait()  # they were drawn in earlier batches
+    usable = [water for water in waters if made.records[water.image_id].fault is None]
+    batch = [change_water(plan, usable) for plan in batch]
+    if not all(made.has(plan.source_image) for plan in batch if plan.source_image):
+        saver.wait()  # one that was gone was drawn again in this run
+    return batch
 
 
 class _Models:

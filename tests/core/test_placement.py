@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from synthdet.core.placement import Animal, plan_modes, whole_animals
+from synthdet.core.placement import Animal, change_water, plan_modes, whole_animals
 from synthdet.core.prompts import PlannedPicture, plan_pictures
 from synthdet.core.records import XYXY, Box, Split, Tile
 from synthdet.errors import SynthdetError
@@ -188,6 +188,36 @@ def test_water_fits_the_attributes_of_the_prompt(water: str) -> None:
             if water == "drawn":
                 assert ("foam" in shown) == ("foam" in one.prompt), "waves fit too"
             assert one.attributes == ((sea, ", foam") if "foam" in one.prompt else (sea,))
+
+
+def test_other_water_is_as_like_as_can_be() -> None:
+    seas = ("blue", "grey")
+    planned = plan_pictures(
+        num_images=60, class_names=["seal"], prompts=["{animals} in a {sea} sea"], animals=None,
+        attributes={"sea": seas}, background_prompts=["a {sea} sea"], background_fraction=0.2,
+        negative_prompt="", seed=3,
+    )  # fmt: skip
+    made = give({"placed": 1}, planned=planned, water="drawn")
+    waters = [one for one in made if one.background]
+    of = {one.image_id: one.attributes for one in waters}
+    first = next(one for one in waters if one.attributes == ("blue",))
+    others = [one for one in waters if one is not first]
+    changed = Counter[str | None]()
+    for one in made:
+        other = change_water(one, others)
+        if one.source_image != first.image_id:
+            assert other == one
+            continue
+        assert of[other.source_image] == ("blue",), "as the prompt says"
+        assert (other.placed, other.source_view) == (one.placed, one.source_view)
+        changed[other.source_image] += 1
+    assert sum(changed.values()) > 2
+    assert len(changed) > 1, "not all on the same"
+    grey = [one for one in waters if one.attributes == ("grey",)]
+    alone = next(one for one in made if one.source_image == first.image_id)
+    assert of[change_water(alone, grey).source_image] == ("grey",), "rather that than none"
+    with pytest.raises(SynthdetError, match=r"placed_water: every background picture"):
+        change_water(alone, [])
 
 
 def test_drawn_water_needs_background_pictures() -> None:

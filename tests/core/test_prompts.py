@@ -66,6 +66,14 @@ def test_every_combination_comes_up_equally_often() -> None:
     assert len({p.prompt for p in planned[:12]}) == 12
 
 
+def test_every_class_is_asked_for_equally_often() -> None:
+    planned = plan(num_images=33, background_fraction=0.1, class_names=("seal", "grey whale"))
+    counts = Counter(p.asked_for for p in planned)
+    assert counts.pop(()) == 3
+    assert set(counts) == {(0,), (0, 0), (1,), (1, 1)}
+    assert set(counts.values()) == {7, 8}
+
+
 def test_a_prompt_says_which_classes_it_asks_for() -> None:
     names = ("seal", "harbor_seal", "boat")
     animals = {"two harbor seals": 2, "one seal": 1, "a boat, near seals": 1, "three gulls": 3}

@@ -76,7 +76,8 @@ def test_makes_every_planned_picture_with_its_record(tmp_path: Path) -> None:
         with Image.open(path) as image:
             assert image.size == (WIDTH, HEIGHT) == (record.width, record.height)
             assert image.text["prompt"] == record.prompt  # type: ignore[attr-defined]
-            assert image.text["seed"] == str(record.seed)  # type: ignore[attr-defined]
+            for name in ("seed", "guidance_end", "batch_shape", "scheduler", "num_inference_steps"):
+                assert image.text[name] == str(getattr(record, name))  # type: ignore[attr-defined]
     assert "generate  10 pictures of" in said
 
 
@@ -371,6 +372,45 @@ def test_drawn_water_is_a_picture_of_the_same_run(tmp_path: Path) -> None:
         assert not differs.any()
         with Image.open(workspace.root / record.path) as image:
             assert image.text["source_image"] == record.source_image  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("fail_at", [0, 6])
+def test_water_of_one_colour_is_not_placed_into(tmp_path: Path, fail_at: int) -> None:
+    options: dict[str, Any] = {"mode": "placed", "placed_water": "drawn", "num_images": 18}
+    options |= {"batch_size": 2, "background_fraction": 0.3}
+    plain, config = start_modes(tmp_path / "plain", **options)
+    make(plain, config, FakeGenerator())
+    waters = [record for record in records(plain) if record.asked_for == ()]
+    used = {record.source_image for record in records(plain)}
+    blank = next(record for record in waters if record.image_id in used)
+    workspace, _ = start_modes(tmp_path / "run", **options)
+    if fail_at:
+        with pytest.raises(PlannedError):
+            make(workspace, config, FakeGenerator(blanks=(blank.seed,), fail_at=fail_at))
+    generator = FakeGenerator(blanks=(blank.seed,))
+    said = make(workspace, config, generator)
+    assert f"1 pictures are of one colour, such as {blank.image_id}" in said
+    made = {record.image_id: record for record in records(workspace)}
+    assert made[blank.image_id].fault == "blank"
+    for record in records(plain):
+        own = made[record.image_id]
+        if record.source_image == blank.image_id:
+            assert own.source_image in {one.image_id for one in waters} - {blank.image_id}
+            assert own.placed is not None
+            assert [box.xyxy for box in own.placed] == [box.xyxy for box in record.placed or ()]
+        else:
+            assert own.source_image == record.source_image
+    assert all(request.source is None or request.source.any() for request in generator.requests)
+    again, _ = start_modes(tmp_path / "again", **options)
+    make(again, config, FakeGenerator(blanks=(blank.seed,)))
+    assert file_bytes(again.root / "3-generate") == file_bytes(workspace.root / "3-generate")
+
+
+def test_no_water_but_of_one_colour_is_one_line(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"mode": "placed", "placed_water": "drawn"}
+    workspace, config = start_modes(tmp_path / "run", **options)
+    with pytest.raises(SynthdetError, match=r"placed_water: every background picture .*--redo"):
+        make(workspace, config, FakeGenerator(constant=True))
 
 
 def test_from_noise_no_detail_of_the_water_is_kept(tmp_path: Path) -> None:
