@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from tests.handmade import file_bytes
 from tests.quick import skip_without_weights
 from tests.stages.test_generate import records, start
 
-CHILD = """
+PARENT = """
 import json, os, signal, sys, threading
 from pathlib import Path
 from synthdet.stages import generate, generate_files, generate_made
@@ -23,22 +25,18 @@ from synthdet.workspace import Workspace
 from tests.fakes import FakeGenerator
 from tests.handmade import quiet
 
-run, model, survive = json.loads(sys.argv[1])
+orders, model = json.loads(sys.argv[1])
 lock = threading.Lock()
 
-def mortal(write):
+def mortal(write, survive):
     def count(*arguments):
-        global survive
         with lock:
-            if survive is not None:
-                survive -= 1
-                if survive < 0:
+            if survive:
+                survive[0] -= 1
+                if survive[0] < 0:
                     os.kill(os.getpid(), signal.SIGKILL)
         return write(*arguments)
     return count
-
-generate_files.write_bytes = mortal(generate_files.write_bytes)
-generate_made.append_records = mortal(generate_made.append_records)
 
 def open_generator():
     if model == "fake":
@@ -50,30 +48,46 @@ def open_generator():
         scheduler="DPMSolverMultistepScheduler", mixed_precision="no", device="cpu",
     )
 
-workspace = Workspace(Path(run))
-generate.run(workspace, workspace.read_config(), quiet()[0], open_generator=open_generator)
+generator = open_generator()
+for run, survive in orders:
+    process = os.fork()
+    if process == 0:
+        left = [] if survive is None else [survive]
+        generate_files.write_bytes = mortal(generate_files.write_bytes, left)
+        generate_made.append_records = mortal(generate_made.append_records, left)
+        workspace = Workspace(Path(run))
+        generate.run(workspace, workspace.read_config(), quiet()[0], open_generator=lambda: generator)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 """
+"""Opens the networks once, which takes most of the time, and makes each run in a process of its own."""
 
 
-def make(run: Path, model: str, survive: int | None = None) -> int:
-    """Run the stage, killed after so many writes if told; how it ended."""
-    order = json.dumps([str(run), model, survive])
-    done = subprocess.run([sys.executable, "-c", CHILD, order], capture_output=True, check=False)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()
-    return done.returncode
+def make(orders: Sequence[tuple[Path, int | None]], model: str) -> list[int]:
+    """Run the stage on one run folder after the other, killed after so many writes if told; how each ended."""
+    told = json.dumps([[(str(run), survive) for run, survive in orders], model])
+    done = subprocess.run(
+        [sys.executable, "-c", PARENT, told],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return [int(line) for line in done.stdout.split()]
 
 
 def check(folder: Path, model: str, *, num_images: int, kills: int, steps: int) -> None:
     options = {"num_images": num_images, "batch_size": 8, "num_inference_steps": steps}
     whole, _ = start(folder / "whole", **options)
     torn, _ = start(folder / "torn", **options)
-    assert make(whole.root, model) == 0
     rng = random.Random(3)
-    for _ in range(kills):
-        # Two batches may be lost at every kill, and all kills must come before the end.
-        survive = rng.randint(1, (num_images - 16) // kills)
-        assert make(torn.root, model, survive) == -signal.SIGKILL
-    assert make(torn.root, model) == 0
+    # Two batches may be lost at every kill, and all kills must come before the end.
+    survived = [rng.randint(1, (num_images - 16) // kills) for _ in range(kills)]
+    ended = make(
+        [(whole.root, None), *((torn.root, number) for number in survived), (torn.root, None)],
+        model,
+    )
+    assert ended == [0, *[-signal.SIGKILL] * kills, 0]
     made = records(torn)
     assert [record.image_id for record in made] == [f"syn-{i:06d}" for i in range(num_images)]
     assert len(list((torn.root / "3-generate" / "images").iterdir())) == num_images
