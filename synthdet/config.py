@@ -46,6 +46,36 @@ def _word_for_no(value: Any) -> Any:
     return "no" if value is False else value
 
 
+_MOST_LONG = 4
+_SEXAGESIMAL = 60
+
+
+def parse_ratio(text: str) -> tuple[int, int]:
+    """Width and height of a ratio such as ``4:3``.
+
+    Raises:
+        ValueError: It is none, or one side is more than four times the other.
+    """
+    parts = text.split(":")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(f"{text!r} is no width to height, such as 4:3")
+    width, height = map(int, parts)
+    if max(width, height) > _MOST_LONG * min(width, height):
+        raise ValueError(f"{text!r}: one side is more than {_MOST_LONG} times the other")
+    return width, height
+
+
+def _read_ratio(value: Any) -> str:
+    """As text; YAML 1.1 reads an unquoted 4:3 as 4 minutes and 3 seconds, 243."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = "{}:{}".format(*divmod(value, _SEXAGESIMAL))
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no width to height, such as 4:3")
+    parse_ratio(value)
+    return value
+
+
+Ratio = Annotated[str, BeforeValidator(_read_ratio)]
 Precision = Annotated[Literal["auto", "no", "fp16", "bf16"], BeforeValidator(_word_for_no)]
 
 
@@ -180,8 +210,10 @@ class FinetuneConfig(Section):
     """Train on the eight turns and mirrors of every tile: from above there is no up."""
     crop_fraction: float = Field(0.0, ge=0, le=1)
     """Share of steps on windows of the tiles, around an animal where there is one, drawn anew every time from the cached latents. Bodies are what is hard to learn, and half a side costs a quarter of the operations. SDXL is told that it sees a crop (original size, corner and size), and captions that count the animals count those in the window."""
-    crop_sides: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field((0.5, 0.75), min_length=1)
-    """Sides of those windows as shares of the tile's, each as likely; rounded to what the UNet can halve."""
+    crop_sides: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.5, 0.75), min_length=1)
+    """Longer sides of those windows as shares of the tile's, each as likely; rounded to what the UNet can halve."""
+    crop_shapes: tuple[Ratio, ...] = Field(("1:1",), min_length=1)
+    """Width to height of those windows, each as likely, like `1:1, 4:3, 3:4`: aspect buckets. All of a step have one shape, and SDXL is told it. With `crop_sides: [1]` and `crop_fraction: 1` they are cut from nearly the whole tile."""
     prior_pictures: int = Field(0, ge=0)
     """Class pictures that the base model draws before the training (prior preservation, Ruiz et al., 2023): every step sees as many of them as tiles, so that the model does not forget what it knew. Twice the work. 0: none."""
     prior_prompt: str = ""
@@ -221,7 +253,15 @@ class FinetuneConfig(Section):
             raise ValueError("base_weights: int8 saves memory only with gradient_checkpointing")
         if self.prior_pictures and not self.prior_prompt:
             raise ValueError("prior_pictures: say in prior_prompt what they show")
+        if set(self.crop_shapes) != {"1:1"} and not self.crop_fraction:
+            raise ValueError(
+                "crop_shapes are those of windows, and crop_fraction is 0: raise it, to 1 for buckets alone"
+            )
         return self
+
+    def crop_ratios(self) -> tuple[tuple[int, int], ...]:
+        """`crop_shapes` as width and height."""
+        return tuple(parse_ratio(shape) for shape in self.crop_shapes)
 
 
 class GenerateConfig(Section):

@@ -283,6 +283,7 @@ def _open_lora_trainer(config: Config, note: Callable[[str], None]) -> LoraTrain
         symmetries=settings.symmetries,
         crop_fraction=settings.crop_fraction,
         crop_sides=settings.crop_sides,
+        crop_ratios=settings.crop_ratios(),
         prior_weight=settings.prior_weight,
         checkpointing_steps=settings.checkpointing_steps,
         seed=settings.seed,

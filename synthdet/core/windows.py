@@ -1,4 +1,4 @@
-"""Windows of a square picture: around one of its animals where it has any, on whole cells of a grid.
+"""Windows of a square picture, square or not: around one of its animals where it has any, on whole cells.
 
 A training step on such windows shows bodies larger in the batch and costs a fraction of the
 operations. What is drawn at random comes in as numbers, so one step is the same wherever it runs.
@@ -15,6 +15,8 @@ from synthdet.core.records import XYXY
 
 Window = tuple[int, int]
 """Left and top of a window, in cells."""
+Shape = tuple[int, int]
+"""Width and height, in cells."""
 
 COUNTED_FROM: Final = 0.5
 """A thing is in a window from this share of its box on."""
@@ -35,11 +37,31 @@ def window_side(share: float, size: int, step: int) -> int:
     return max(1, round(share * size / step)) * step
 
 
+def window_shape(share: float, ratio: tuple[int, int], size: int, step: int) -> Shape:
+    """Width and height of a window in cells, both whole steps; it always fits into the picture.
+
+    Args:
+        share: Of the window's longer side in the picture's, 0..1.
+        ratio: Width to height.
+        size: Side of the picture, in cells.
+        step: What a side must be a multiple of, in cells.
+
+    Examples:
+        >>> [window_shape(1, ratio, 128, 4) for ratio in ((1, 1), (4, 3), (3, 4), (16, 9))]
+        [(128, 128), (128, 96), (96, 128), (128, 72)]
+        >>> window_shape(0.5, (3, 2), 128, 4)
+        (64, 44)
+    """
+    longer = max(ratio)
+    width, height = (min(window_side(share * part / longer, size, step), size) for part in ratio)
+    return width, height
+
+
 def place_window(
     boxes: Sequence[XYXY],
     draw: tuple[float, float, float],
     *,
-    side: int,
+    side: int | Shape,
     size: int,
     step: int = 1,
 ) -> Window:
@@ -51,7 +73,7 @@ def place_window(
     Args:
         boxes: In cells.
         draw: Which box, and where along x and y, each evenly from 0 to 1 (excluded).
-        side: Of the window, in cells.
+        side: Of the window, in cells; or its width and height.
         size: Side of the picture, in cells.
         step: Windows begin at multiples of it.
 
@@ -60,12 +82,15 @@ def place_window(
         (2, 0)
         >>> place_window([], (0.0, 0.5, 0.99), side=8, size=16)
         (4, 8)
+        >>> place_window([(6, 0, 10, 3)], (0.0, 0.5, 0.99), side=(16, 12), size=16)
+        (0, 0)
     """
     which, x, y = draw
     box = boxes[int(which * len(boxes))] if boxes else None
+    shape = (side, side) if isinstance(side, int) else side
     left, top = (
-        _place(box and (box[axis], box[axis + 2]), side, size, step, where)
-        for axis, where in enumerate((x, y))
+        _place(box and (box[axis], box[axis + 2]), reach, size, step, where)
+        for axis, (reach, where) in enumerate(zip(shape, (x, y), strict=True))
     )
     return left, top
 

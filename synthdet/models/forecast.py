@@ -108,8 +108,13 @@ def forecast(config: Config, *, num_tiles: int) -> Forecast:
         settings.max_train_steps * settings.train_batch_size * settings.gradient_accumulation_steps
     )
     symmetries = 8 if settings.symmetries else 1
+    shapes = [
+        side**2 * min(ratio) / max(ratio)
+        for side in settings.crop_sides
+        for ratio in settings.crop_ratios()
+    ]
     areas = [(1 - settings.crop_fraction, 1.0)] + [
-        (settings.crop_fraction / len(settings.crop_sides), side**2) for side in settings.crop_sides
+        (settings.crop_fraction / len(shapes), area) for area in shapes
     ]
     tflop_a_tile = sum(
         share * (a * megapixels * area + b * (megapixels * area) ** 2) for share, area in areas

@@ -88,7 +88,8 @@ class SdxlLoraTrainer:
         caption_dropout: Share of tiles without caption.
         symmetries: Train on the eight turns and mirror images of each tile.
         crop_fraction: Share of steps on windows of the tiles, around an animal where there is one.
-        crop_sides: Sides of those windows, as shares of the tile's.
+        crop_sides: Longer sides of those windows, as shares of the tile's.
+        crop_ratios: Their width to height, each as likely; all of a step have one.
         prior_weight: Weight of the loss on the base model's own pictures.
         checkpointing_steps: Steps between two checkpoints.
         validation_steps: Steps between two held-out losses.
@@ -128,6 +129,7 @@ class SdxlLoraTrainer:
     device: str
     crop_fraction: float = 0.0
     crop_sides: Sequence[float] = (0.5, 0.75)
+    crop_ratios: Sequence[tuple[int, int]] = ((1, 1),)
     prior_weight: float = 1.0
     validation_steps: int = 100
     use_dora: bool = False

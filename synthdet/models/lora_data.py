@@ -25,7 +25,7 @@ from torch import Tensor
 from synthdet.core.boxes import intersection, turn_box
 from synthdet.core.captions import recount
 from synthdet.core.records import XYXY
-from synthdet.core.windows import Window, find_inside, place_window
+from synthdet.core.windows import Shape, Window, find_inside, place_window
 from synthdet.errors import SynthdetError
 from synthdet.models.lora_text import TextSide
 from synthdet.models.protocols import TrainTile
@@ -80,7 +80,7 @@ class LatentCache:
             write_bytes(self._path(tile), save(tensors))
 
     def read(
-        self, tile: TrainTile, symmetry: int, window: Window = (0, 0), side: int | None = None
+        self, tile: TrainTile, symmetry: int, window: Window = (0, 0), shape: Shape | None = None
     ) -> tuple[Tensor, Tensor]:
         """Mean and deviation ``(channels, height, width)`` of the posterior, float32.
 
@@ -88,10 +88,12 @@ class LatentCache:
             tile: Which.
             symmetry: In which of its symmetries.
             window: Left and top of what is read, in cells of the turned tile.
-            side: Of what is read, in cells; None for all of it.
+            shape: Width and height of what is read, in cells; None for all of it.
         """
-        left, top = window
-        rows, columns = (slice(at, at + side if side else None) for at in (top, left))
+        (left, top), (width, height) = window, shape or (None, None)
+        rows, columns = (
+            slice(at, at + reach if reach else None) for at, reach in ((top, height), (left, width))
+        )
         # As numpy: torch's own slices of a file go through a storage, byte offset by byte offset.
         with safe_open(self._path(tile), framework="numpy") as arrays:
             mean, deviation = (
@@ -142,8 +144,8 @@ class Draw:
         dropped: ``(n,)`` bool: without caption.
         sampling: ``(n, channels, height, width)``, standard normal: which sample of the posterior.
         noise: The same shape: the noise to be found, noise offset included.
-        side: Of the windows that are seen of the tiles, in cells of the latents; None for all of them.
-        places: With a side: what decides where the window lies, for each tile, as `place_window` takes it.
+        window: Width and height of what is seen of the tiles, in cells of the latents; None for all of them.
+        places: With a window: what decides where it lies, for each tile, as `place_window` takes it.
     """
 
     tiles: tuple[int, ...]
@@ -152,7 +154,7 @@ class Draw:
     dropped: Tensor
     sampling: Tensor
     noise: Tensor
-    side: int | None = None
+    window: Shape | None = None
     places: tuple[tuple[float, float, float], ...] = ()
 
     def split(self, size: int) -> list[Draw]:
@@ -166,7 +168,7 @@ class Draw:
                 dropped=self.dropped[part],
                 sampling=self.sampling[part],
                 noise=self.noise[part],
-                side=self.side,
+                window=self.window,
                 places=self.places[part],
             )
             for part in parts
@@ -185,12 +187,12 @@ def draw_step(
     caption_dropout: float,
     noise_offset: float,
     crop_fraction: float = 0.0,
-    crop_sides: Sequence[int] = (),
+    crop_shapes: Sequence[Shape] = (),
 ) -> Draw:
     """Decide what step number ``index`` (from 0) of a training sees, in however many passes.
 
-    All tiles of a step are seen whole, or all in windows of one side (``crop_sides``, in cells): they
-    go through the network together.
+    All tiles of a step are seen whole, or all in windows of one shape (``crop_shapes``, width and height
+    in cells): they go through the network together.
 
     Tiles come in an order shuffled anew each time all of them were seen. The timesteps of a step
     fall into equal strata, one in each: the same average loss, less of its noise.
@@ -208,9 +210,9 @@ def draw_step(
     within = torch.rand(batch_size, generator=generator, dtype=torch.float64)
     timesteps = ((strata + within) / batch_size * num_timesteps).long()
     dropped = torch.rand(batch_size, generator=generator) < caption_dropout
-    side, places = _draw_windows(seed, index, batch_size, crop_fraction, crop_sides)
+    window, places = _draw_windows(seed, index, batch_size, crop_fraction, crop_shapes)
     channels, *whole = latent_shape
-    shape = (batch_size, channels, *((side, side) if side else whole))
+    shape = (batch_size, channels, *(reversed(window) if window else whole))
     sampling = torch.randn(shape, generator=generator)
     noise = torch.randn(shape, generator=generator)
     if noise_offset:
@@ -223,15 +225,15 @@ def draw_step(
         dropped=dropped,
         sampling=sampling,
         noise=noise,
-        side=side,
+        window=window,
         places=places,
     )
 
 
 def _draw_windows(
-    seed: int, index: int, count: int, fraction: float, sides: Sequence[int]
-) -> tuple[int | None, tuple[tuple[float, float, float], ...]]:
-    """Side of a step's windows, None for whole tiles, and what decides where each lies."""
+    seed: int, index: int, count: int, fraction: float, shapes: Sequence[Shape]
+) -> tuple[Shape | None, tuple[tuple[float, float, float], ...]]:
+    """Shape of a step's windows, None for whole tiles, and what decides where each lies."""
     if not fraction:
         return None, ()
     # A stream of its own: the other draws are the same with and without windows.
@@ -240,7 +242,7 @@ def _draw_windows(
     if drawn >= fraction:
         return None, ()
     places = torch.rand(count, 3, generator=generator).tolist()
-    return sides[int(which * len(sides))], tuple((box, x, y) for box, x, y in places)
+    return shapes[int(which * len(shapes))], tuple((box, x, y) for box, x, y in places)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +284,7 @@ class Material:
 
     def find_windows(self, draw: Draw) -> list[Window]:
         """Where the drawn windows lie in the turned tiles, in cells; the corner for whole tiles."""
-        if draw.side is None:
+        if draw.window is None:
             return [(0, 0)] * len(draw.tiles)
         size, cell = self.latent_shape[-1], self.pixels_per_latent
         windows = []
@@ -292,16 +294,14 @@ class Material:
                 (x1 // cell, y1 // cell, -(-x2 // cell), -(-y2 // cell))
                 for x1, y1, x2, y2 in self._turned_boxes(tile, symmetry)
             ]
-            windows.append(place_window(boxes, place, side=draw.side, size=size))
+            windows.append(place_window(boxes, place, side=draw.window, size=size))
         return windows
 
     def size_ids(self, draw: Draw) -> Tensor:
         """``(n, 6)``: SDXL's original size, crop corner and target size, height first, in pixels."""
         whole, cell = self.latent_shape[-1], self.pixels_per_latent
-        rows = [
-            (whole, whole, top, left, draw.side or whole, draw.side or whole)
-            for left, top in self.find_windows(draw)
-        ]
+        width, height = draw.window or (whole, whole)
+        rows = [(whole, whole, top, left, height, width) for left, top in self.find_windows(draw)]
         return torch.tensor(rows, dtype=torch.float32) * cell
 
     @cached_property
@@ -314,18 +314,19 @@ class Material:
 
     def find_animals(self, draw: Draw) -> Tensor:
         """``(n, 1, height, width)``: share of each cell of the drawn latents that lies in a box."""
-        side, seen = draw.side or self.latent_shape[-1], []
+        whole, seen = self.latent_shape[-1], []
+        width, height = draw.window or (whole, whole)
         drawn = zip(draw.tiles, draw.symmetries, self.find_windows(draw), strict=True)
         for tile, symmetry, (left, top) in drawn:
             turned = turn(self._animals[tile], symmetry)
-            seen.append(turned[:, top : top + side, left : left + side])
+            seen.append(turned[:, top : top + height, left : left + width])
         return torch.stack(seen)
 
     def sample_latents(self, draw: Draw) -> Tensor:
         """``(n, channels, height, width)``: a sample of each tile's posterior, scaled."""
         drawn = zip(draw.tiles, draw.symmetries, self.find_windows(draw), strict=True)
         read = [
-            self.latents.read(self.tiles[tile], symmetry, window, draw.side)
+            self.latents.read(self.tiles[tile], symmetry, window, draw.window)
             for tile, symmetry, window in drawn
         ]
         mean = torch.stack([mean for mean, _ in read])
@@ -353,13 +354,14 @@ class Material:
 
     def find_captions(self, draw: Draw) -> list[str]:
         """Captions of the drawn tiles; those that count the animals count what is in the window."""
-        if draw.side is None:
+        if draw.window is None:
             return [self.tiles[tile].caption for tile in draw.tiles]
-        wide, captions = draw.side * self.pixels_per_latent, []
+        wide, high = (reach * self.pixels_per_latent for reach in draw.window)
+        captions = []
         drawn = zip(draw.tiles, draw.symmetries, self.find_windows(draw), strict=True)
         for tile, symmetry, window in drawn:
             left, top = (edge * self.pixels_per_latent for edge in window)
-            frame = (left, top, left + wide, top + wide)
+            frame = (left, top, left + wide, top + high)
             captions.append(_say_seen(self.tiles[tile], self._turned_boxes(tile, symmetry), frame))
         return captions
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
-from synthdet.core.windows import window_side
+from synthdet.core.windows import Shape, window_shape
 from synthdet.errors import SynthdetError
 from synthdet.models.checkpoints import Checkpoint
 from synthdet.models.lora_data import Draw, Material, draw_step
@@ -145,7 +145,7 @@ class Training:
             caption_dropout=plan.caption_dropout,
             noise_offset=plan.noise_offset,
             crop_fraction=0.0 if prior else plan.crop_fraction,
-            crop_sides=self._find_sides(material),
+            crop_shapes=self._find_shapes(material),
         )
 
     def _learn(self, draw: Draw, material: Material, weight: float) -> Tensor:
@@ -172,11 +172,16 @@ class Training:
             gradients.append(parameter.grad)
         self._team.add_up([*gradients, *losses])
 
-    def _find_sides(self, material: Material) -> list[int]:
-        """Sides of windows in cells, such that the UNet can halve them on each of its levels."""
+    def _find_shapes(self, material: Material) -> list[Shape]:
+        """Shapes of windows in cells, such that the UNet can halve their sides on each of its levels."""
         step = 2 ** (len(self._unet.config.block_out_channels) - 1)
         size = material.latent_shape[-1]
-        return [min(window_side(share, size, step), size) for share in self._plan.crop_sides]
+        plan = self._plan
+        return [
+            window_shape(share, ratio, size, step)
+            for share in plan.crop_sides
+            for ratio in plan.crop_ratios
+        ]
 
     @torch.no_grad()
     def measure_held_out(self, material: Material) -> float:

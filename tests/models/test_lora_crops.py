@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from synthdet.config import make_config, parse_config
 from synthdet.errors import SynthdetError
 from synthdet.models import lora_step
+from synthdet.models.forecast import forecast
 from synthdet.models.lora import METRICS_NAME, WEIGHTS_NAME
 from synthdet.models.lora_data import Draw, LatentCache, Material, count_anew, draw_step
 from synthdet.models.protocols import TrainTile
@@ -56,11 +60,11 @@ def make_material(*tiles: TrainTile) -> Material:
     """Of tiles of 48 pixels whose latents are `INDEX`, without any deviation."""
 
     def read(
-        _tile: TrainTile, symmetry: int, window: tuple[int, int], side: int | None
+        _tile: TrainTile, symmetry: int, window: tuple[int, int], shape: tuple[int, int] | None
     ) -> tuple[Tensor, Tensor]:
         left, top = window
-        reach = side or SIZE
-        seen = turn(INDEX, symmetry)[:, top : top + reach, left : left + reach]
+        width, height = shape or (SIZE, SIZE)
+        seen = turn(INDEX, symmetry)[:, top : top + height, left : left + width]
         return seen, torch.zeros_like(seen)
 
     cache: Any = SimpleNamespace(read=read, read_shape=lambda _tile: tuple(INDEX.shape))
@@ -71,9 +75,9 @@ def make_material(*tiles: TrainTile) -> Material:
     )  # fmt: skip
 
 
-def draw_windows(seed: int, num_tiles: int, side: int) -> Draw:
+def draw_windows(seed: int, num_tiles: int, shape: tuple[int, int]) -> Draw:
     shapes = {**PASS, "latent_shape": tuple(INDEX.shape), "num_tiles": num_tiles}
-    return draw_step(seed, 0, **shapes, crop_fraction=1.0, crop_sides=(side,))
+    return draw_step(seed, 0, **shapes, crop_fraction=1.0, crop_shapes=(shape,))
 
 
 # --- what is drawn ---------------------------------------------------------------------------------
@@ -82,49 +86,55 @@ def draw_windows(seed: int, num_tiles: int, side: int) -> Draw:
 def test_the_share_of_steps_and_both_sides_come_up_and_nothing_else_changes() -> None:
     plain = [draw_step(1, index, **PASS) for index in range(300)]
     draws = [
-        draw_step(1, index, **PASS, crop_fraction=0.75, crop_sides=(2, 4)) for index in range(300)
+        draw_step(1, index, **PASS, crop_fraction=0.75, crop_shapes=((2, 2), (4, 3)))
+        for index in range(300)
     ]
-    sides = [draw.side for draw in draws]
-    assert sides.count(None) == pytest.approx(75, abs=25)
-    assert sides.count(2) == pytest.approx(sides.count(4), abs=50)
+    shapes = [draw.window for draw in draws]
+    assert shapes.count(None) == pytest.approx(75, abs=25)
+    assert shapes.count((2, 2)) == pytest.approx(shapes.count((4, 3)), abs=50)
     for one, other in zip(plain, draws, strict=True):
         assert (one.tiles, one.symmetries) == (other.tiles, other.symmetries)
         assert torch.equal(one.timesteps, other.timesteps)
         assert torch.equal(one.dropped, other.dropped)
-        if other.side is None:
+        if other.window is None:
             assert torch.equal(one.noise, other.noise)
         else:
-            assert other.noise.shape == other.sampling.shape == (4, 4, other.side, other.side)
-    again = draw_step(1, 7, **PASS, crop_fraction=0.75, crop_sides=(2, 4))
-    assert (again.side, again.places) == (draws[7].side, draws[7].places)
-    assert len({draw.places for draw in draws if draw.side}) == 300 - sides.count(None)
+            width, height = other.window
+            assert other.noise.shape == other.sampling.shape == (4, 4, height, width)
+    again = draw_step(1, 7, **PASS, crop_fraction=0.75, crop_shapes=((2, 2), (4, 3)))
+    assert (again.window, again.places) == (draws[7].window, draws[7].places)
+    assert len({draw.places for draw in draws if draw.window}) == 300 - shapes.count(None)
 
 
 def test_the_passes_of_a_step_share_its_windows() -> None:
-    draw = draw_windows(3, 1, 6)
+    draw = draw_windows(3, 1, (8, 6))
     one, two = draw.split(2)
-    assert one.side == two.side == 6
+    assert one.window == two.window == (8, 6)
     assert one.places + two.places == draw.places
 
 
 # --- what a window holds ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("side", [6, 10])
+@pytest.mark.parametrize("shape", [(6, 6), (10, 10), (12, 8), (6, 10)])
 @pytest.mark.parametrize("seed", range(6))
-def test_latents_mask_size_ids_and_caption_are_those_of_the_window(seed: int, side: int) -> None:
+def test_latents_mask_size_ids_and_caption_are_those_of_the_window(
+    seed: int, shape: tuple[int, int]
+) -> None:
     material = make_material(TWO_SEALS)
     alone = [make_material(replace(TWO_SEALS, boxes=(box,))) for box in TWO_SEALS.boxes]
-    draw = draw_windows(seed, 1, side)
+    draw = draw_windows(seed, 1, shape)
     draw = replace(draw, symmetries=tuple((seed + at) % 8 for at in range(4)))
     # Where the window lies is taken from what SDXL is told; all else is held against it.
     ids = (material.size_ids(draw) / CELL).int().tolist()
     latents, covered = material.sample_latents(draw), material.find_animals(draw)
-    captions, whole = material.find_captions(draw), replace(draw, side=None)
+    captions, whole = material.find_captions(draw), replace(draw, window=None)
     for at, symmetry in enumerate(draw.symmetries):
-        height, width, top, left, *target = ids[at]
-        assert (height, width, *target) == (SIZE, SIZE, side, side)
-        window = (slice(None), slice(top, top + side), slice(left, left + side))
+        height, width, top, left, seen_height, seen_width = ids[at]
+        assert (height, width) == (SIZE, SIZE), "the picture as it was"
+        assert (seen_width, seen_height) == shape, "what is seen of it"
+        window = (slice(None), slice(top, top + seen_height), slice(left, left + seen_width))
+        assert latents[at].shape[1:] == (seen_height, seen_width), "and no less"
         assert torch.equal(latents[at], turn(INDEX, symmetry)[window])
         assert torch.equal(covered[at], material.find_animals(whole)[at][window])
         seals = [one.find_animals(whole)[at] for one in alone]
@@ -136,7 +146,7 @@ def test_latents_mask_size_ids_and_caption_are_those_of_the_window(seed: int, si
 
 def test_whole_tiles_are_told_as_before() -> None:
     material = make_material(TWO_SEALS)
-    draw = replace(draw_windows(0, 1, 6), side=None)
+    draw = replace(draw_windows(0, 1, (6, 6)), window=None)
     assert material.size_ids(draw).tolist() == [[48, 48, 0, 0, 48, 48]] * 4
     assert material.find_captions(draw) == ["two seals on ice"] * 4
     assert (
@@ -148,7 +158,7 @@ def test_open_water_is_seen_everywhere_and_called_the_same() -> None:
     material = make_material(EMPTY)
     windows = set()
     for seed in range(40):
-        draw = draw_windows(seed, 1, 6)
+        draw = draw_windows(seed, 1, (6, 6))
         windows |= set(material.find_windows(draw))
         assert set(material.find_captions(draw)) == {"open water"}
     assert len(windows) > 40
@@ -158,7 +168,7 @@ def test_an_animal_larger_than_the_window_is_still_one() -> None:
     giant = replace(
         TWO_SEALS, boxes=((0.0, 2.0, 48.0, 46.0),), names=("whale",), caption="one whale"
     )
-    draw = draw_windows(0, 1, 6)
+    draw = draw_windows(0, 1, (6, 6))
     assert make_material(giant).find_captions(draw) == ["one whale"] * 4
     assert set(make_material(giant).find_windows(draw)) == {(3, 3)}
 
@@ -178,9 +188,9 @@ def test_windows_are_read_from_the_cache(tiles: list[TrainTile], tmp_path: Path)
     cache = LatentCache(tmp_path, 8)
     cache.fill(tiles, tiny_vae(), "cpu")
     for whole, part in zip(
-        cache.read(tiles[0], 3), cache.read(tiles[0], 3, (5, 2), 8), strict=True
+        cache.read(tiles[0], 3), cache.read(tiles[0], 3, (5, 2), (8, 6)), strict=True
     ):
-        assert torch.equal(part, whole[:, 2:10, 5:13])
+        assert torch.equal(part, whole[:, 2:8, 5:13])
     assert cache.read_shape(tiles[0]) == (4, 16, 16)
 
 
@@ -253,3 +263,90 @@ def test_sides_are_what_the_unet_can_halve(
     # 0.45 of 16 cells is 7.2; the tiny UNet halves once.
     train(base, tiles, tmp_path / "run", crop_fraction=1.0, crop_sides=(0.45, 0.01))
     assert (tmp_path / "run" / WEIGHTS_NAME).exists()
+
+
+# --- windows that are not square -------------------------------------------------------------------
+
+BUCKETS: dict[str, Any] = {
+    "crop_fraction": 1.0, "crop_sides": (1.0, 0.5), "crop_ratios": ((1, 1), (4, 3), (3, 4)),
+}  # fmt: skip
+
+
+def test_a_step_is_of_one_shape_and_sdxl_is_told_which(
+    base: Path, tiles: list[TrainTile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[tuple[int, Tensor, Tensor]] = []
+    steps: list[int] = [0]
+    forward = UNet2DConditionModel.forward
+
+    def listen(self: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:
+        if torch.is_grad_enabled():
+            passes.append((len(steps), sample, named["added_cond_kwargs"]["time_ids"]))
+        return forward(self, sample, *rest, **named)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", listen)
+    train(
+        base, tiles, tmp_path / "run", max_train_steps=40, train_batch_size=1, **BUCKETS,
+        on_step=lambda step, _figures: steps.append(step),
+    )  # fmt: skip
+    shapes_of_steps: dict[int, set[tuple[int, int]]] = {}
+    for step, sample, ids in passes:
+        width, height = sample.shape[-1], sample.shape[-2]
+        shapes_of_steps.setdefault(step, set()).add((width, height))
+        for original_height, original_width, top, left, target_height, target_width in ids.tolist():
+            assert (original_width, original_height) == (32, 32)
+            assert (target_width, target_height) == (2 * width, 2 * height)
+            assert 0 <= left <= 32 - target_width
+            assert 0 <= top <= 32 - target_height
+    assert {len(shapes) for shapes in shapes_of_steps.values()} == {1}
+    seen = Counter(next(iter(shapes)) for shapes in shapes_of_steps.values())
+    assert set(seen) == {(16, 16), (16, 12), (12, 16), (8, 8), (8, 6), (6, 8)}
+
+
+@pytest.mark.parametrize("kill_at", [2, 5])
+def test_buckets_go_on_with_the_same_bits(
+    base: Path, tiles: list[TrainTile], tmp_path: Path, kill_at: int
+) -> None:
+    train(base, tiles, tmp_path / "whole", **BUCKETS)
+    with pytest.raises(KilledError):
+        train(base, tiles, tmp_path / "torn", kill_at=kill_at, **BUCKETS)
+    train(base, tiles, tmp_path / "torn", **BUCKETS)
+    assert files(tmp_path / "torn") == files(tmp_path / "whole")
+
+
+def test_ratios_are_read_as_yaml_gives_them() -> None:
+    text = (
+        "finetune:\n  crop_fraction: 1\n  crop_sides: [1]\n  crop_shapes: [1:1, 4:3, '3:4', 16:9]\n"
+    )
+    settings = parse_config(text, where="here").finetune
+    assert settings.crop_shapes == ("1:1", "4:3", "3:4", "16:9")
+    assert settings.crop_ratios() == ((1, 1), (4, 3), (3, 4), (16, 9))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (["4x3"], "no width to height, such as 4:3"),
+        (["0:3"], "no width to height"),
+        ([1.5], "no width to height"),
+        (["5:1"], "more than 4 times the other"),
+        ([], "at least 1 item"),
+    ],
+)
+def test_a_ratio_that_is_none_is_refused(shapes: list[Any], message: str) -> None:
+    with pytest.raises(SynthdetError, match=message):
+        make_config({"finetune": {"crop_fraction": 1, "crop_shapes": shapes}}, where="here")
+
+
+def test_shapes_without_windows_are_refused() -> None:
+    with pytest.raises(SynthdetError, match="crop_fraction is 0: raise it"):
+        make_config({"finetune": {"crop_shapes": ["4:3"]}}, where="here")
+
+
+def test_a_bucket_costs_its_area() -> None:
+    def tflop(**finetune: Any) -> float:
+        made = make_config({"finetune": {"crop_fraction": 1, **finetune}}, where="here")
+        return forecast(made, num_tiles=0).tflop
+
+    whole, flat = tflop(crop_sides=[1]), tflop(crop_sides=[1], crop_shapes=["2:1"])
+    assert 0.45 * whole < flat < 0.5 * whole, "attention falls faster than the area"
