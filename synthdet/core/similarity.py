@@ -17,9 +17,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+import simsimd
 from numpy.typing import NDArray
 
-from synthdet.core.layout import to_agreement, turned_layouts
+from synthdet.core.layout import Packed, to_agreement, turned_layouts
 from synthdet.core.records import Decision, Score
 from synthdet.core.thresholds import MIN_NEGATIVES, Threshold, choose_threshold
 from synthdet.errors import SynthdetError
@@ -48,6 +49,7 @@ _POOR_SEPARATION = 0.7
 _CLEAR_SEPARATION = 0.9
 _MAX_ROUNDS = 50
 _MANY_ODD = 0.02
+_NEVER = np.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -566,47 +568,61 @@ def _score_columns(
 
 
 def find_twins(
-    read: Callable[[int, int], Embeddings],
+    read: Callable[[int, int], Packed],
     number: int,
     *,
     block: int = 1024,
     are_apart: Callable[[int, int], bool] | None = None,
-) -> tuple[NDArray[np.int64], Similarities]:
-    """For each picture the most similar one before it, two blocks of rows in memory at a time.
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each picture the one before it whose layout differs least, two blocks in memory at a time.
+
+    Differing signs are counted in the packed bits, exactly. Every picture is held against all before it:
+    signs that differ in a fifth of the places can still be of one picture, and nothing exact is known
+    that would pass over most pairs then.
 
     Args:
-        read: Rows of length 1 of the pictures from a number to before another, the best first.
-        number: Of pictures. The work grows with its square.
+        read: Packed layouts, ``(n, bytes)``, of the pictures from a number to before another, the best
+            first.
+        number: Of pictures. The work grows with its square (decision 42 says how much it is).
         block: Pictures a block.
         are_apart: Whether a picture is known to show something else than one before it, however
             similar they are: then that one does not count.
 
     Returns:
-        Its index and its similarity, each ``(number,)``; -1 and -1 where none before it counts, as
-        for the first.
+        Its index and in how many signs they differ, each ``(number,)``, the first of equals; -1 and -1
+        where none before it counts, as for the first.
+
+    Examples:
+        >>> packed = np.array([[0b1111], [0b1010], [0b1110]], np.uint8)
+        >>> [found.tolist() for found in find_twins(lambda start, stop: packed[start:stop], 3)]
+        [[-1, 0, 0], [-1, 2, 1]]
     """
     indices = np.full(number, -1, dtype=np.int64)
-    similarities = np.full(number, NO_LIMIT)
+    fewest = np.full(number, _NEVER)
     for begin in range(0, number, block):
-        end = min(begin + block, number)
-        here = read(begin, end)
-        for start in range(0, end, block):
-            stop = min(start + block, number)
-            cosines = here @ (here if start == begin else read(start, stop)).T
+        rows = slice(begin, min(begin + block, number))
+        here = read(rows.start, rows.stop)
+        for start in range(0, rows.stop, block):
+            there = here if start == begin else read(start, min(start + block, number))
+            differing = _count_differing(here, there)
             if start == begin:  # itself, and those that come after
-                cosines[np.triu_indices(len(here))] = NO_LIMIT
-            best = cosines.argmax(axis=1)
-            highest = _rounded(cosines[np.arange(len(here)), best])
-            higher = highest > similarities[begin:end]
-            for row in np.flatnonzero(higher).tolist() if are_apart else ():
-                while higher[row] and are_apart and are_apart(begin + row, start + int(best[row])):
-                    cosines[row, best[row]] = NO_LIMIT
-                    best[row] = cosines[row].argmax()
-                    highest[row] = _rounded(cosines[row, best[row]])
-                    higher[row] = highest[row] > similarities[begin + row]
-            indices[begin:end][higher] = start + best[higher]
-            similarities[begin:end][higher] = highest[higher]
-    return indices, similarities
+                differing[np.triu_indices(len(here))] = _NEVER
+            best = differing.argmin(axis=1)
+            fewer = differing[np.arange(len(here)), best] < fewest[rows]
+            for row in np.flatnonzero(fewer).tolist() if are_apart else ():
+                while fewer[row] and are_apart and are_apart(begin + row, start + int(best[row])):
+                    differing[row, best[row]] = _NEVER
+                    best[row] = differing[row].argmin()
+                    fewer[row] = differing[row, best[row]] < fewest[begin + row]
+            indices[rows][fewer] = start + best[fewer]
+            fewest[rows][fewer] = differing[fewer, best[fewer]]
+    return indices, np.where(indices < 0, -1, fewest).astype(np.int64)
+
+
+def _count_differing(here: Packed, there: Packed) -> NDArray[np.float64]:
+    """``(len(here), len(there))``: whole numbers, as the library gives them on all cores."""
+    counted = simsimd.cdist(here, there, metric="hamming", dtype="bin8", threads=0)
+    return np.asarray(counted, dtype=np.float64).reshape(len(here), len(there))
 
 
 def judge(

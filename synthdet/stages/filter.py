@@ -40,9 +40,7 @@ from synthdet.core.layout import (
     NUM_BYTES,
     SIDE,
     Packed,
-    Vectors,
     find_layout,
-    layout_vectors,
     to_agreement,
 )
 from synthdet.core.records import Decision, Record, Score, SyntheticImage, Tile
@@ -535,18 +533,19 @@ def _find_twins(
             plain.seek(number * NUM_BYTES)
             ordered.write(plain.read(NUM_BYTES))
 
-        def read(start: int, stop: int) -> Vectors:
+        def read(start: int, stop: int) -> Packed:
             ordered.seek(start * NUM_BYTES)
             content = ordered.read((stop - start) * NUM_BYTES)
-            return layout_vectors(np.frombuffer(content, dtype=np.uint8))
+            return np.frombuffer(content, dtype=np.uint8).reshape(-1, NUM_BYTES)
 
         sorted_scenes = [scenes[number] for number in order.tolist()]
-        best, cosines = find_twins(
+        best, differing = find_twins(
             read,
             len(names),
             are_apart=lambda one, better: shows_others(sorted_scenes[one], sorted_scenes[better]),
         )
-    return _Twins([names[number] for number in order.tolist()], best, to_agreement(cosines))
+    agreements = to_agreement(np.round(1 - 2 * differing / (8 * NUM_BYTES), 6))
+    return _Twins([names[number] for number in order.tolist()], best, agreements)
 
 
 def _write_decisions(

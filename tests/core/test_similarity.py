@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from synthdet.core import similarity
 from synthdet.core.layout import NUM_BYTES, layout_vectors, turned_layouts
@@ -283,39 +284,49 @@ def test_two_looks_have_two_centroids() -> None:
     assert left.similarities.min() > np.cos(np.radians(10))
 
 
-def test_twins_are_the_nearest_before() -> None:
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(37, 6)).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    for block in (5, 37, 100):
-        best, cosines = similarity.find_twins(lambda a, b: rows[a:b], 37, block=block)
-        assert (best[0], cosines[0]) == (-1, -1)
-        for number in range(1, 37):
-            expected = rows[number] @ rows[:number].T
-            assert best[number] == expected.argmax()
-            assert cosines[number] == pytest.approx(expected.max(), abs=1e-6)
+def draw_layouts(number: int, clusters: int, seed: int) -> NDArray[np.uint8]:
+    """Packed layouts: of pictures that have nothing in common, or of a few that are seen again and again."""
+    rng = np.random.default_rng(seed)
+    if clusters == 0:
+        return rng.integers(0, 256, (number, NUM_BYTES), np.uint8)
+    originals = rng.integers(0, 256, (clusters, NUM_BYTES), np.uint8)
+    shares = rng.uniform(0, 0.3, (number, 1))
+    flipped = np.packbits(rng.random((number, 8 * NUM_BYTES)) < shares, axis=1)
+    return originals[rng.integers(0, clusters, number)] ^ flipped
 
 
-def test_a_picture_that_is_known_to_show_something_else_is_no_twin() -> None:
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(40, 6)).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+@given(
+    number=st.integers(0, 90),
+    clusters=st.integers(0, 6),
+    block=st.integers(1, 100),
+    seed=st.integers(0, 99),
+    told_apart=st.booleans(),
+)
+def test_twins_are_the_nearest_before(
+    number: int, clusters: int, block: int, seed: int, told_apart: bool
+) -> None:
+    """As all pairs of whole vectors have it, whatever the blocks and however alike the pictures."""
+    packed = draw_layouts(number, clusters, seed)
+    rows = layout_vectors(packed).astype(np.float64)
 
     def are_apart(one: int, before: int) -> bool:
         return one % 3 == before % 3 or before < 2
 
-    for block in (5, 7, 40):
-        best, cosines = similarity.find_twins(
-            lambda a, b: rows[a:b], 40, block=block, are_apart=are_apart
-        )
-        for number in range(40):
-            others = [before for before in range(number) if not are_apart(number, before)]
-            if not others:
-                assert (best[number], cosines[number]) == (-1, -1)
-                continue
-            expected = rows[others] @ rows[number]
-            assert best[number] == others[int(expected.argmax())]
-            assert cosines[number] == pytest.approx(expected.max(), abs=1e-6)
+    best, differing = similarity.find_twins(
+        lambda start, stop: packed[start:stop],
+        number,
+        block=block,
+        are_apart=are_apart if told_apart else None,
+    )
+    assert len(best) == len(differing) == number
+    for one in range(number):
+        others = [n for n in range(one) if not (told_apart and are_apart(one, n))]
+        if not others:
+            assert (best[one], differing[one]) == (-1, -1)
+            continue
+        cosines = np.round(rows[others] @ rows[one], 9)  # equal counts are equal cosines
+        assert best[one] == others[int(cosines.argmax())]
+        assert 1 - 2 * differing[one] / (8 * NUM_BYTES) == pytest.approx(cosines.max())
 
 
 def with_layouts(tiles_: RealTiles, seed: int) -> RealTiles:
