@@ -393,12 +393,22 @@ class FilterConfig(Section):
     """Centroids a class (k-means), where its animals come in looks that have no middle; a picture counts for the nearest."""
     negatives: Path | None = _decision(None)
     """Folder of pictures that must not pass (empty sea, other animals): the share that would is printed. With the background tiles they are the evidence on which a calibrated threshold is raised, never beyond where ordinary real tiles end."""
+    prompt_agreement: bool = _decision(False)
+    """Score too how well each picture agrees with its prompt: the cosine of both in CLIP, by its text tower. Prompts of more words than that reads (77 pieces for most) are cut."""
+    prompt_threshold: float | None = _decision(None, ge=-1, le=1)
+    """With `prompt_agreement`: drop pictures that agree less with their prompt. A text-to-image scale: about 0.2 to 0.35 with CLIP, and near 0 with SigLIP; a note gives the run's own. null: it is only told."""
     workers: int = _runtime(0, ge=0)
     """Threads that decode pictures (decoders let go of the interpreter's lock). 0: one a core."""
     batch_size: int = _runtime(32, ge=1)
     """Pictures a forward pass."""
     device: Literal["auto", "cpu", "cuda"] = _runtime("auto")
     """Where the network runs."""
+
+    @model_validator(mode="after")
+    def _check_prompt_threshold(self) -> FilterConfig:
+        if self.prompt_threshold is not None and not self.prompt_agreement:
+            raise ValueError("prompt_threshold: it needs prompt_agreement: true")
+        return self
 
 
 class LabelConfig(Section):

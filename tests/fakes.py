@@ -31,12 +31,14 @@ class FakeEmbedder:
         error: What to raise. One that is no `Exception` is what ends a program.
         calls: Batches embedded so far.
         sizes: Number of pictures of each batch.
+        texts: All that were embedded, in order.
     """
 
     fail_at: int = 0
     error: type[BaseException] = PlannedError
     calls: int = 0
     sizes: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     smallest_side: int = 3
 
     def shrink(self, picture: Picture) -> Picture:
@@ -51,6 +53,13 @@ class FakeEmbedder:
         self.sizes.append(len(pictures))
         features = np.stack(pictures).reshape(len(pictures), -1) / (256 * 255) - 0.4
         return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """A direction for each text, that has nothing to do with any other."""
+        self.texts += texts
+        seeds = [list(text.encode()) for text in texts]
+        rows = np.stack([np.random.default_rng(seed).normal(size=27) for seed in seeds])
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 @dataclass

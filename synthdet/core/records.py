@@ -208,7 +208,8 @@ class Score(Record):
     ``similarity`` is to the centroid of the real train tiles with an animal (the nearest of them, where
     there are several), ``background_similarity`` to that of the real background tiles. ``same_layout``
     is the real tile whose layout (`core.layout`) it repeats most, ``twin`` that of the synthetic pictures
-    which are nearer to the centroid.
+    which are nearer to the centroid. ``prompt_agreement`` is the cosine to the picture's own prompt, where
+    that was asked for.
     """
 
     image_id: str
@@ -220,6 +221,7 @@ class Score(Record):
     layout_agreement: float | None = None
     twin: str | None = None
     twin_agreement: float | None = None
+    prompt_agreement: float | None = None
     fault: str | None = None
 
 

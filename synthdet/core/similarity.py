@@ -35,6 +35,7 @@ FAULTS = (BLANK, UNREADABLE, FAILED)
 FAR = "far from real"
 COPY = "copy of a real photo"
 EMPTY = "looks like background"
+UNLIKE_PROMPT = "unlike its prompt"
 TWIN = "near-duplicate"
 
 MIN_GROUPS = 3
@@ -136,6 +137,7 @@ class Limits:
         layout: Highest agreement with the layout of a real tile.
         chance: Agreement that a picture above `copy` must have besides.
         twin: Highest agreement with the layout of a better picture.
+        prompt: Lowest similarity to the picture's own prompt.
     """
 
     animals: float
@@ -145,6 +147,7 @@ class Limits:
     layout: float | None = None
     chance: float | None = None
     twin: float | None = None
+    prompt: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,6 +411,7 @@ def calibrate(
     per_class: bool = False,
     clusters: int = 1,
     negatives: Embeddings | None = None,
+    prompt_threshold: float | None = None,
 ) -> Calibration:
     """Find the limits, or take those given, and say what they cost.
 
@@ -430,6 +434,7 @@ def calibrate(
         clusters: As `make_centroids`.
         negatives: ``(n, dimensions)`` pictures that a user named as what must not pass, beside the
             background tiles.
+        prompt_threshold: Cosine below which a picture is unlike its prompt; None: not judged.
 
     Raises:
         SynthdetError: Calibrating was asked for and there are too few real tiles.
@@ -457,6 +462,7 @@ def calibrate(
         layout=same,
         chance=chance if copy_threshold == "calibrated" else None,
         twin=same if duplicate_threshold == "calibrated" else duplicate_threshold,
+        prompt=prompt_threshold,
     )
     calibration = Calibration(
         limits=limits,
@@ -655,6 +661,8 @@ def judge(
         reason = FAR
     elif not is_background and _looks_empty(score, limits.empty):
         reason = EMPTY
+    elif _is_above(limits.prompt, score.prompt_agreement):
+        reason = UNLIKE_PROMPT
     elif not is_background and _is_above(score.twin_agreement, limits.twin):
         reason = None if score.twin in spent else TWIN
     return Decision(

@@ -1,8 +1,8 @@
-"""CLIP's image tower: pictures to embeddings.
+"""CLIP's towers: pictures, and texts where they are asked for, to embeddings.
 
 Any transformers CLIP or SigLIP checkpoint, by hub id or folder, whole (`CLIPModel`, `SiglipModel`) or
-the image tower alone (`CLIPVisionModelWithProjection`, `SiglipVisionModel`). The text tower is never
-loaded.
+the image tower alone (`CLIPVisionModelWithProjection`, `SiglipVisionModel`). The text tower is
+loaded with the first text.
 
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021;
 Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023.
@@ -45,7 +45,9 @@ class ClipEmbedder:
     """
 
     def __init__(self, model: str | Path, *, batch_size: int, device: str) -> None:
+        self._model = model
         self._batch = batch_size
+        self._texts: tuple[Any, Any] | None = None
         self._device = torch.device(resolve_device(device))
         with _quiet():
             try:
@@ -103,6 +105,51 @@ class ClipEmbedder:
         normalised = torch.nn.functional.normalize(embeddings, dim=-1)
         return np.asarray(normalised.cpu().numpy(), dtype=np.float32)
 
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embed texts, each cut to what the text tower reads.
+
+        Returns:
+            ``(len(texts), dimensions)``, each row of length 1, to be held against those of pictures.
+
+        Raises:
+            SynthdetError: The checkpoint has no text tower, or no tokenizer.
+        """
+        if self._texts is None:
+            self._texts = self._open_texts()
+        tokenizer, tower = self._texts
+        # SigLIP has learned from texts filled up to their full length, and sees what they are filled with.
+        is_siglip = tower.config.model_type.startswith("siglip")
+        parts = []
+        for start in range(0, len(texts), self._batch):
+            tokens = tokenizer(
+                list(texts[start : start + self._batch]),
+                padding="max_length" if is_siglip else True,
+                truncation=True,
+                max_length=tower.config.max_position_embeddings,
+                return_tensors="pt",
+            )
+            names = ["input_ids"] if is_siglip else ["input_ids", "attention_mask"]
+            output = tower(**{name: tokens[name].to(self._device) for name in names})
+            embeddings = output.pooler_output if is_siglip else output.text_embeds
+            parts.append(torch.nn.functional.normalize(embeddings, dim=-1).cpu().numpy())
+        return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float32)
+
+    def _open_texts(self) -> tuple[Any, Any]:
+        with _quiet():
+            try:
+                tokenizer = transformers.AutoTokenizer.from_pretrained(self._model)
+                tower = _load_text_tower(self._model)
+                if len(tokenizer) < 0.5 * tower.config.vocab_size:
+                    # What transformers makes up where there is none: it reads every word as the same.
+                    raise ValueError("there is no tokenizer beside it")
+            except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+                raise SynthdetError(
+                    f"filter.prompt_agreement: {self._model} cannot be asked about texts ({_first_line(error)}): "
+                    "name a whole CLIP or SigLIP with its tokenizer in filter.model, or set it to false"
+                ) from error
+        return tokenizer, tower.to(self._device).eval().requires_grad_(False)
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels as the tower wants them.
 
@@ -141,6 +188,22 @@ def _load_tower(model: str | Path) -> Any:
         raise ValueError(f"its config.json says {config.model_type}")
     tower, report = kind.from_pretrained(
         model, config=vision, dtype=torch.float32, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        raise ValueError(f"weights are missing: {sorted(report['missing_keys'])[0]} and others")
+    return tower
+
+
+def _load_text_tower(model: str | Path) -> Any:
+    config = transformers.AutoConfig.from_pretrained(model)
+    if config.model_type not in ("clip", "siglip"):
+        raise ValueError(f"its config.json says {config.model_type}")
+    text, kind = config.text_config, transformers.SiglipTextModel
+    if config.model_type == "clip":
+        kind = transformers.CLIPTextModelWithProjection
+        text.projection_dim = config.projection_dim
+    tower, report = kind.from_pretrained(
+        model, config=text, dtype=torch.float32, output_loading_info=True
     )
     if report["missing_keys"]:
         raise ValueError(f"weights are missing: {sorted(report['missing_keys'])[0]} and others")

@@ -88,6 +88,10 @@ class ImageEmbedder(Protocol):
         """Embeddings ``(len(pictures), dimensions)``, each of length 1, in one forward pass."""
         ...
 
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings ``(len(texts), dimensions)``, each of length 1, beside those of pictures."""
+        ...
+
 
 class Detector(Protocol):
     """A trained detector that reads picture files."""

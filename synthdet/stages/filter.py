@@ -7,7 +7,8 @@ Reads:
 Writes:
     ``4-filter/embeddings/*.npz``, by content hash and model; ``centroid.npy``, the mean direction of
     the train tiles with an animal; ``scores.jsonl``, raw, in the order of ``images.jsonl``;
-    ``decisions.jsonl``, what the thresholds make of the scores; ``report.png``.
+    ``decisions.jsonl``, what the thresholds make of the scores; ``report.png``. With
+    ``filter.prompt_agreement``: ``embeddings/prompts/*.npz``, the prompts', by their hash and model.
 
 Resume:
     Batches are planned from the whole list; a batch is embedded again if any member is missing.
@@ -22,12 +23,14 @@ Pictures go through in blocks, so that memory does not grow with them but for so
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import cache as once
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,7 @@ from synthdet.core.similarity import (
     FAULTS,
     MIN_BACKGROUNDS,
     TWIN,
+    UNLIKE_PROMPT,
     UNREADABLE,
     Calibration,
     Centroids,
@@ -151,6 +155,7 @@ def run(
         leftover.unlink()
 
     given = _read_given(workspace, config)
+    open_embedder = once(open_embedder)
     cache = _embed(folder, given, config, reporter, open_embedder)
     train = [tile for tile in given.tiles if tile.split == "train"]
     animals = _real_tiles([tile for tile in train if tile.boxes], cache)
@@ -166,14 +171,19 @@ def run(
     unchanged = _write_centroid(folder.path / "centroid.npy", centroids)
     if not (unchanged and _has_scores(folder.path / "scores.jsonl", given)):
         _write_scores(folder, given, cache, animals, backgrounds, centroids)
+    if config.filter.prompt_agreement and not _has_prompt_agreement(folder):
+        _add_prompt_agreement(folder, given, cache, config, reporter, open_embedder)
     dropped = _write_decisions(folder, given, calibration)
     quality, between_real = _measure_quality(folder, given, cache, animals)
     told = _tell_quality(quality, between_real)
     with atomic_path(folder.path / "report.png") as temporary:
         draw_report(temporary, _report_facts(folder, given, calibration, told))
-    for note in [*_notes(calibration, given), *([told] if told else [])]:
+    agreement = _measure_agreement(folder) if config.filter.prompt_agreement else None
+    also_told = [one for one in (told, _tell_agreement(agreement)) if one]
+    for note in [*_notes(calibration, given), *also_told]:
         reporter.note("filter", note)
     counts = _counts(dropped, calibration, animals)
+    counts["prompt_agreement"] = agreement
     counts["quality"] = None if quality is None else asdict(quality)
     counts["cmmd_between_real"] = between_real
     folder.close(
@@ -408,6 +418,7 @@ def _calibrate(
         per_class=settings.per_class,
         clusters=settings.clusters,
         negatives=cache.rows(negatives) if negatives else None,
+        prompt_threshold=settings.prompt_threshold,
     )
 
 
@@ -480,6 +491,105 @@ def _with_embeddings(
         )
         for image, fault in zip(images, faults, strict=True)
     ]
+
+
+# --- prompts -----------------------------------------------------------------------------------
+
+
+def _has_prompt_agreement(folder: StageFolder) -> bool:
+    """Whether every picture that has an embedding was held against its prompt."""
+    scores = _each(folder.path / "scores.jsonl", Score)
+    return all(one.fault is not None or one.prompt_agreement is not None for one in scores)
+
+
+def _add_prompt_agreement(
+    folder: StageFolder,
+    given: _Given,
+    cache: EmbeddingCache,
+    config: Config,
+    reporter: Reporter,
+    open_embedder: Callable[[], ImageEmbedder],
+) -> None:
+    """Put how each picture agrees with its prompt into the scores, which are else as they were."""
+    prompts = _embed_prompts(folder, given, config, reporter, open_embedder)
+    path = folder.path / "scores.jsonl"
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        for block in _in_blocks(_scored(folder, given), _AT_A_TIME):
+            sound = [image for score, image in block if score.fault is None]
+            pictures = cache.rows([image.sha256 for image in sound])
+            texts = prompts.rows([_hash_text(image.prompt) for image in sound])
+            cosines = iter(np.round((pictures * texts).sum(axis=1, dtype=np.float64), 6).tolist())
+            _write_lines(
+                handle,
+                [
+                    score
+                    if score.fault is not None
+                    else score.model_copy(update={"prompt_agreement": next(cosines)})
+                    for score, _image in block
+                ],
+            )
+
+
+def _embed_prompts(
+    folder: StageFolder,
+    given: _Given,
+    config: Config,
+    reporter: Reporter,
+    open_embedder: Callable[[], ImageEmbedder],
+) -> EmbeddingCache:
+    """The cache of the prompts; the model is opened if any is not there yet."""
+    prompts = EmbeddingCache(folder.path / "embeddings" / "prompts", config.filter.model)
+    for block in _in_blocks(_different_prompts(given), BLOCK):
+        new = {sha256: text for sha256, text in block if sha256 not in prompts}
+        with reporter.bar(
+            "filter", len(block), done=len(block) - len(new), doing="reading prompts"
+        ) as advance:
+            for batch in _in_blocks(new.items(), config.filter.batch_size):
+                rows = open_embedder().embed_texts([text for _sha256, text in batch])
+                known = zip(batch, rows, strict=True)
+                prompts.add_part({sha256: Embedded(row, None) for (sha256, _), row in known})
+                advance(len(batch))
+        prompts.join([sha256 for sha256, _text in block])
+    prompts.clean()
+    return prompts
+
+
+def _different_prompts(given: _Given) -> Iterator[tuple[str, str]]:
+    """Hash and text of every prompt, once."""
+    seen = set[int]()
+    for image in given.images():
+        sha256 = _hash_text(image.prompt)
+        key = int(sha256[:16], 16)
+        if key not in seen:
+            seen.add(key)
+            yield sha256, image.prompt
+
+
+def _hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _measure_agreement(folder: StageFolder) -> dict[str, float] | None:
+    """How the pictures agree with their prompts: the 2nd percentile, the middle and the 98th."""
+    scores = _each(folder.path / "scores.jsonl", Score)
+    values = [one.prompt_agreement for one in scores if one.prompt_agreement is not None]
+    if not values:
+        return None
+    found = np.percentile(np.array(values), [2, 50, 98]).round(4).tolist()
+    return dict(zip(("percentile_2", "median", "percentile_98"), found, strict=True))
+
+
+def _tell_agreement(agreement: Mapping[str, float] | None) -> str | None:
+    if agreement is None:
+        return None
+    low, middle, high = agreement.values()
+    return (
+        f"agreement of pictures with their prompts: {middle:.3f} in the middle, 2 % below {low:.3f}, 2 % above "
+        f"{high:.3f} (filter.prompt_threshold drops pictures by it)"
+    )
+
+
+# --- near-duplicates ---------------------------------------------------------------------------
 
 
 class _Twins:
@@ -693,7 +803,7 @@ def _counts(
     reasons: Mapping[str | None, int], calibration: Calibration, animals: RealTiles
 ) -> dict[str, Any]:
     limits, left_out = calibration.limits, calibration.left_out
-    order = (FAR, COPY, EMPTY, TWIN, *FAULTS)
+    order = (FAR, COPY, EMPTY, UNLIKE_PROMPT, TWIN, *FAULTS)
     return {
         "pictures": sum(reasons.values()),
         "kept": reasons.get(None, 0),
@@ -706,6 +816,7 @@ def _counts(
         "copy_threshold": limits.copy,
         "layout_threshold": limits.layout,
         "duplicate_threshold": limits.twin,
+        "prompt_threshold": limits.prompt,
         "background_margin": limits.empty,
         "real_tiles": len(animals.tile_ids),
         "real_groups": len(set(animals.groups)),

@@ -28,6 +28,7 @@ _SHORT = {
     "copy of a real photo": "copy",
     "looks like background": "background?",
     "near-duplicate": "twin",
+    "unlike its prompt": "prompt?",
     "the model failed on it": "failed",
     "blank": "blank",
     "unreadable": "unreadable",

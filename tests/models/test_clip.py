@@ -159,3 +159,80 @@ def test_what_is_not_a_clip_is_refused_in_a_line(clip: tuple[Path, Any], tmp_pat
     with pytest.raises(SynthdetError, match=r"filter\.model") as caught:
         ClipEmbedder(tmp_path, batch_size=2, device="cpu")
     assert "\n" not in str(caught.value)
+
+
+WORDS = ["aerial", "photo", "of", "one", "whale", "in", "a", "green", "sea"]
+TEXTS = ["aerial photo of one whale", "a green sea", "whale in a sea " * 9, ""]
+
+
+def save_tokenizer(folder: Path) -> Any:
+    """A tokenizer of whole words, as small as the tiny towers' vocabulary."""
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {word: number for number, word in enumerate(["<s>", "</s>", "<pad>", *WORDS])}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<pad>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def test_texts_are_embedded_as_by_transformers(tmp_path: Path) -> None:
+    model = save_tiny_clip(tmp_path)
+    tokenizer = save_tokenizer(tmp_path)
+    ours = ClipEmbedder(tmp_path, batch_size=3, device="cpu").embed_texts(TEXTS)
+    tokens = tokenizer(TEXTS, padding=True, truncation=True, max_length=8, return_tensors="pt")
+    with torch.inference_mode():
+        theirs = model.get_text_features(
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+        ).pooler_output.numpy()
+    theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
+    assert ours.dtype == np.float32
+    assert np.abs(ours - theirs).max() < 1e-5
+    assert np.abs(ours[0] - ours[1]).max() > 1e-2
+
+
+def test_texts_of_a_siglip_are_filled_up(tmp_path: Path) -> None:
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    config = transformers.SiglipConfig(
+        vision_config={**tower, "num_attention_heads": 2, "image_size": 32, "patch_size": 8},
+        text_config={
+            **tower, "num_attention_heads": 2, "vocab_size": 20, "max_position_embeddings": 8
+        },
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.SiglipModel(config).eval()
+    model.save_pretrained(tmp_path)
+    transformers.SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    tokenizer = save_tokenizer(tmp_path)
+    ours = ClipEmbedder(tmp_path, batch_size=3, device="cpu").embed_texts(TEXTS)
+    tokens = tokenizer(
+        TEXTS, padding="max_length", truncation=True, max_length=8, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        theirs = model.get_text_features(input_ids=tokens["input_ids"]).pooler_output.numpy()
+    theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
+    assert np.abs(ours - theirs).max() < 1e-5
+    assert np.abs(ours[0] - ours[1]).max() > 1e-3
+
+
+def test_texts_without_a_text_tower_are_refused(clip: tuple[Path, Any]) -> None:
+    embedder = ClipEmbedder(clip[0], batch_size=3, device="cpu")  # it has no tokenizer
+    with pytest.raises(SynthdetError, match=r"filter\.prompt_agreement: .* set it to false"):
+        embedder.embed_texts(["a sea"])
+
+
+def test_the_pocket_clip_reads_prompts() -> None:
+    """Its text tower and tokenizer are shipped: other animals are other directions."""
+    from synthdet.pocket import weights_dir
+
+    embedder = ClipEmbedder(weights_dir() / "clip", batch_size=8, device="cpu")
+    texts = [f"aerial photo of one {kind} in a blue sea" for kind in ("boat", "manta ray", "seal")]
+    rows = embedder.embed_texts(texts)
+    assert rows.shape == (3, 128)
+    assert np.linalg.norm(rows, axis=1) == pytest.approx(1, abs=1e-5)
+    assert (rows @ rows.T)[~np.eye(3, dtype=bool)].max() < 0.95

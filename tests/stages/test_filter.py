@@ -544,3 +544,95 @@ def test_records_are_plain_json(prepared: tuple[Workspace, Config]) -> None:
     run(prepared)
     for line in (prepared[0].stage("filter").path / "scores.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(name))
+
+
+def give_prompts(workspace: Workspace) -> list[SyntheticImage]:
+    """Every picture a prompt of its own, but for two that share one."""
+    folder = workspace.stage("generate")
+    images = read_records(folder.path / "images.jsonl", SyntheticImage)
+    images = [
+        one.model_copy(update={"prompt": f"whale {max(number, 1)} · {'á' * number}"})
+        for number, one in enumerate(images)
+    ]
+    images[0] = images[0].model_copy(update={"prompt": images[1].prompt})
+    write_records(folder.path / "images.jsonl", images)
+    finish(folder, ["images.jsonl"])
+    return images
+
+
+def test_pictures_are_held_against_their_prompts_where_asked(
+    prepared: tuple[Workspace, Config],
+) -> None:
+    workspace, config = prepared
+    images = give_prompts(workspace)
+    lenient = ("filter.threshold=-1", "filter.copy_threshold=1", "filter.duplicate_threshold=null")
+    plain, asked = FakeEmbedder(), FakeEmbedder()
+    run(prepared, plain, *lenient)
+    path = workspace.stage("filter").path / "scores.jsonl"
+    before = read_records(path, Score)
+    assert plain.texts == []
+    assert all(one.prompt_agreement is None for one in before)
+    assert "prompt_agreement" not in path.read_text()
+
+    said = run(prepared, asked, *lenient, "filter.prompt_agreement=true")
+    assert asked.calls == 0, "a picture was embedded once more"
+    assert sorted(asked.texts) == sorted({one.prompt for one in images})
+    assert "agreement of pictures with their prompts" in said
+    scores = read_records(path, Score)
+    assert [one.model_copy(update={"prompt_agreement": None}) for one in scores] == before
+    for image, score in zip(images, scores, strict=True):
+        if score.fault is not None:
+            assert score.prompt_agreement is None
+            continue
+        with Image.open(workspace.root / image.path) as opened:
+            picture = FakeEmbedder().embed_shrunk([FakeEmbedder().shrink(np.asarray(opened))])
+        expected = float((picture @ FakeEmbedder().embed_texts([image.prompt]).T)[0, 0])
+        assert score.prompt_agreement == pytest.approx(expected, abs=0.02)
+
+    sound = [one.prompt_agreement for one in scores if one.prompt_agreement is not None]
+    limit = sorted(sound)[len(sound) // 2]
+    changed = set_values(
+        config,
+        [*lenient, "filter.prompt_agreement=true", f"filter.prompt_threshold={limit}"],
+    )
+    written = path.stat().st_mtime_ns
+    reporter, _ = quiet()
+    filter_stage.run(workspace, changed, reporter, open_embedder=no_model)
+    assert path.stat().st_mtime_ns == written
+    dropped = {one.image_id: one.reason for one in decisions_of(workspace) if one.reason}
+    low = {one.image_id for one in scores if (one.prompt_agreement or 1) < limit}
+    unlike = {name for name, reason in dropped.items() if reason == "unlike its prompt"}
+    assert unlike == low - {images[COPY].image_id}  # of which something worse is said
+    assert len(unlike) > 1
+
+
+def test_prompts_once_read_are_kept_whatever_comes_in_between(
+    prepared: tuple[Workspace, Config],
+) -> None:
+    workspace, config = prepared
+    give_prompts(workspace)
+
+    class Ended(FakeEmbedder):
+        def embed_texts(self, texts: Any) -> Any:
+            if self.texts:
+                raise KeyboardInterrupt
+            return super().embed_texts(texts)
+
+    ended, again = Ended(), FakeEmbedder()
+    with pytest.raises(KeyboardInterrupt):
+        run(prepared, ended, "filter.prompt_agreement=true")
+    run(prepared, again, "filter.prompt_agreement=true")
+    assert ended.texts
+    assert not set(again.texts) & set(ended.texts)
+    scores = workspace.stage("filter").path / "scores.jsonl"
+    first = scores.read_bytes()
+    scores.unlink()
+    reporter, _ = quiet()
+    both = set_values(config, ["filter.prompt_agreement=true"])
+    filter_stage.run(workspace, both, reporter, open_embedder=no_model)
+    assert scores.read_bytes() == first
+
+
+def test_a_prompt_threshold_needs_the_score() -> None:
+    with pytest.raises(SynthdetError, match="prompt_agreement: true"):
+        set_values(Config(), ["filter.prompt_threshold=0.2"])
