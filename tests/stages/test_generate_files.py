@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +25,20 @@ def test_a_png_holds_the_pixels_and_the_texts() -> None:
         assert image.text == texts  # type: ignore[attr-defined]
         image.close()
     assert encode_png(PICTURE, texts) == encode_png(PICTURE, texts)
+
+
+def test_the_interpreter_goes_on_while_a_png_is_made() -> None:
+    """Else threads could not write while the next batch is sent to the GPU, and it would take processes."""
+    large = np.random.default_rng(0).integers(0, 255, (2500, 3000, 3), dtype=np.uint8)
+    thread = threading.Thread(target=encode_png, args=(large, {}))
+    begun = last = time.perf_counter()
+    longest = 0.0
+    thread.start()
+    while thread.is_alive():
+        time.sleep(0.0005)
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    assert longest < 0.5 * (last - begun)
 
 
 def record(number: int) -> SyntheticImage:
