@@ -387,13 +387,18 @@ def measure_memory(workspace: Workspace) -> dict[str, Any]:
     """Is a kept picture closer to a training photo than photos of different scenes are to each other?
 
     Twice: by CLIP similarity, as the filter measures it, and by the distance of 16 x 16 pixel
-    thumbnails under the eight symmetries, which knows nothing of CLIP.
+    thumbnails under the eight symmetries, which knows nothing of CLIP. For the second the photos of
+    different scenes are as many of the test's as pictures were kept: the smallest of more distances
+    is smaller.
     """
-    tiles = [
-        tile
-        for tile in read_records(workspace.stage("prepare").path / "tiles.jsonl", Tile)
-        if tile.split == "train" and tile.boxes
-    ]
+    tiles, unseen = (
+        [
+            tile
+            for tile in read_records(workspace.stage("prepare").path / "tiles.jsonl", Tile)
+            if tile.split == split and tile.boxes
+        ]
+        for split in ("train", "test")
+    )
     chosen = workspace.stage("filter").path
     kept = {one.image_id for one in read_records(chosen / "decisions.jsonl", Decision) if one.kept}
     images = [
@@ -405,15 +410,14 @@ def measure_memory(workspace: Workspace) -> dict[str, Any]:
         return {}
     real = thumbnails([workspace.root / tile.path for tile in tiles])
     made = thumbnails([workspace.root / image.path for image in images])
-    groups = np.array([tile.group for tile in tiles])
-    between = nearest_distance(real, real, apart=groups[:, None] != groups[None, :]).min()
+    others = thumbnails([workspace.root / tile.path for tile in unseen[: len(images)]])
     scores = {one.image_id: one for one in read_records(chosen / "scores.jsonl", Score)}
     highest = max(scores[image.image_id].nearest_real_similarity or -1.0 for image in images)
     limit = workspace.stage("filter").lock()["counts"]["copy_threshold"]  # type: ignore[index]
     return {
         "nearest_kept_similarity_over_real": round(highest / limit, 4),
         "nearest_kept_distance_over_real": round(
-            float(nearest_distance(made, real).min() / between), 4
+            float(nearest_distance(made, real).min() / nearest_distance(others, real).min()), 4
         ),
     }
 
@@ -427,22 +431,17 @@ def thumbnails(paths: Sequence[Path]) -> NDArray[np.float32]:
 
 
 def nearest_distance(
-    first: NDArray[np.float32],
-    second: NDArray[np.float32],
-    apart: NDArray[np.bool_] | None = None,
+    first: NDArray[np.float32], second: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Root mean square distance of each of `first` to the nearest of `second`, turned and mirrored."""
-    best = np.full((len(first), len(second)), np.inf, dtype=np.float32)
+    best = np.full(len(first), np.inf, dtype=np.float32)
     flat = second.reshape(len(second), -1)
     for mirrored in (first, first[:, :, ::-1]):
         for turns in range(4):
             view = np.rot90(mirrored, turns, axes=(1, 2)).reshape(len(first), -1)
             square = ((view[:, None] - flat[None]) ** 2).mean(axis=2)
-            best = np.minimum(best, np.sqrt(square))
-    if apart is not None:
-        best[~apart] = np.inf
-    nearest: NDArray[np.float32] = best.min(axis=1)
-    return nearest
+            best = np.minimum(best, np.sqrt(square.min(axis=1)))
+    return best
 
 
 def measure_labels(workspace: Workspace, judge: Judge) -> dict[str, Any]:
