@@ -6,7 +6,7 @@ Writes  checkpoints, metrics and samples under `--cache`; finished products ther
 Resume  every part goes on from its newest checkpoint, on the same path as if never interrupted
         (same bits on the same machine with the same threads). `--steps unet=30000` lengthens the training.
 
-Order: vae, decoder, clip, yolo, unet; each in a process of its own. The VAE, the UNet and the YOLO never see a
+Order: vae, clip, yolo, unet; each in a process of its own. The VAE, the UNet and the YOLO never see a
 humpback; the CLIP does, in scenes whose seeds nothing else uses.
 """
 
@@ -28,7 +28,7 @@ from typing import Any
 from synthdet.errors import SynthdetError
 from synthdet.pocket.build_plan import BuildPlan, tiny_plan
 
-PARTS = ("vae", "decoder", "clip", "yolo", "unet")
+PARTS = ("vae", "clip", "yolo", "unet")
 EXTRA_WORDS = (
     "a",
     "an",
@@ -72,7 +72,6 @@ def build_part(build: Build, part: str) -> dict[str, Any]:
     (build.cache / part).mkdir(parents=True, exist_ok=True)
     makers: dict[str, Callable[[Build], dict[str, Any]]] = {
         "vae": _build_vae,
-        "decoder": _build_decoder,
         "clip": _build_clip,
         "yolo": _build_yolo,
         "unet": _build_unet,
@@ -131,10 +130,8 @@ def _publish(build: Build, product: str, partial: Path, figures: dict[str, Any])
     from synthdet.pocket.build_card import write_card
     from synthdet.pocket.build_training import replace_folder
 
-    for part in {"sdxl": ("vae", "decoder", "unet")}.get(product, (product,)):
-        history = build.cache / part / "history.json"
-        if history.exists():  # a decoder trained further is not a must
-            shutil.copy(history, partial / f"history-{part}.json")
+    for part in {"sdxl": ("vae", "unet")}.get(product, (product,)):
+        shutil.copy(build.cache / part / "history.json", partial / f"history-{part}.json")
     write_card(product, partial, figures)
     if build.install_into is not None:
         staged = build.install_into / f".{product}.new"
@@ -172,32 +169,10 @@ def _build_vae(build: Build) -> dict[str, Any]:
     return figures
 
 
-def _build_decoder(build: Build) -> dict[str, Any]:
-    """The VAE with a longer trained decoder, beside the VAE: the same latents."""
-    from synthdet.pocket import build_vae
-    from synthdet.pocket.build_training import replace_folder
-
-    place, scenes, vae = _place(build, "decoder"), _scenes(build, "base_train"), _open_vae(build)
-    latents = _latents(build, "base_train", vae)
-    trained = build_vae.train_decoder(build.plan, vae, latents, scenes, place)
-    test, humpbacks = _scenes(build, "base_test"), _scenes(build, "humpback_test")
-    count = min(500, len(test))
-    figures = {
-        **_made(build, "decoder", trained, len(scenes)),
-        "vae_psnr_db": round(build_vae.psnr_db(vae, test, place.device, count), 2),
-        "vae_psnr_humpback_db": round(build_vae.psnr_db(vae, humpbacks, place.device, count), 2),
-    }
-    partial = _fresh(place.folder / "vae.part")
-    build_vae.save_vae(vae, partial)
-    (partial / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
-    replace_folder(partial, place.folder / "vae")
-    return figures
-
-
-def _open_vae(build: Build, part: str = "vae") -> Any:
+def _open_vae(build: Build) -> Any:
     from diffusers import AutoencoderKL
 
-    folder = build.cache / part / "vae"
+    folder = build.cache / "vae" / "vae"
     if not folder.is_dir():
         raise SynthdetError(f"{folder} is missing: build the part vae first (--only vae,unet)")
     return AutoencoderKL.from_pretrained(folder).to(build.device).eval()
@@ -259,8 +234,7 @@ def _build_unet(build: Build) -> dict[str, Any]:
         )
         for name in ("base_train", "base_test")
     )
-    better = "decoder" if (build.cache / "decoder" / "vae").is_dir() else "vae"
-    vae = _open_vae(build, better)
+    vae = _open_vae(build)
     figures: dict[str, Any] = {}
 
     def hand_over(model: build_unet.Denoiser, trained: Any) -> None:
@@ -274,7 +248,7 @@ def _build_unet(build: Build) -> dict[str, Any]:
             ),
             seconds_a_picture_12_steps=round(seconds, 3),
             threads=build.threads,
-            **_vae_figures(build, better),
+            **_vae_figures(build),
         )
         with (place.folder / "validation.jsonl").open("a") as file:
             file.write(json.dumps(figures) + "\n")
@@ -286,15 +260,11 @@ def _build_unet(build: Build) -> dict[str, Any]:
     return figures
 
 
-def _vae_figures(build: Build, part: str) -> dict[str, Any]:
-    base, figures = (
-        json.loads((build.cache / name / "vae" / "figures.json").read_text())
-        for name in ("vae", part)
-    )
+def _vae_figures(build: Build) -> dict[str, Any]:
+    figures = json.loads((build.cache / "vae" / "vae" / "figures.json").read_text())
     return {
-        "vae_steps": base["steps"],
-        "vae_settings_from_step": base["settings_from_step"],
-        **({"decoder_steps": figures["steps"]} if part == "decoder" else {}),
+        "vae_steps": figures["steps"],
+        "vae_settings_from_step": figures["settings_from_step"],
         "vae_psnr_db": figures["vae_psnr_db"],
         "vae_psnr_humpback_db": figures["vae_psnr_humpback_db"],
     }

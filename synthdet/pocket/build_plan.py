@@ -51,30 +51,23 @@ class VaePlan:
     """`AutoencoderKL` at factor 4."""
 
     channels: tuple[int, ...] = (24, 48, 96)
+    latent_channels: int = 4
     norm_groups: int = 8
-    kl_weight: float = 1e-8
     square_weight: float = 4.0
     edge_weight: float = 0.5
     animal_weight: float = 3.0
     """Added weight of the error inside boxes."""
-    equivariant: float = 0.5
+    crop_side: float = 0.5
+    """Side of the crops it sees, as a share of a scene's."""
+    latent_noise: float = 0.2
+    """Standard deviation of the noise on the latents, of which every channel has deviation 1."""
+    turned: float = 0.5
     """Share of steps whose latents are turned or mirrored before decoding (see `build_vae`)."""
-    schedule: Schedule = field(
-        default_factory=lambda: Schedule(3_600, 8, 1.5e-3, decay_fraction=0.6, ema=0.995)
-    )
-
-
-@dataclass(frozen=True)
-class DecoderPlan:
-    """The VAE's decoder alone, further: the latents stay, and with them every UNet and LoRA."""
-
-    animal_weight: float = 1.0
-    """Added weight of the error inside boxes."""
-    latent_noise: float = 0.02
-    """Standard deviation of noise on the latents: the UNet's are never quite those of a picture."""
+    shrunk: float = 0.5
+    """Share of steps whose latents are shrunk to half before decoding."""
     schedule: Schedule = field(
         default_factory=lambda: Schedule(
-            2_000, 8, 5e-4, decay_fraction=0.8, weight_decay=0.0, ema=0.998
+            4_000, 16, 2e-3, warmup=50, decay_fraction=0.6, ema=0.995, optimizer="muon"
         )
     )
 
@@ -174,7 +167,6 @@ class BuildPlan:
     seed: int = 0
     scenes: ScenesPlan = ScenesPlan()
     vae: VaePlan = VaePlan()
-    decoder: DecoderPlan = DecoderPlan()
     text: TextPlan = TextPlan()
     unet: UNetPlan = UNetPlan()
     clip: ClipPlan = ClipPlan()
@@ -187,7 +179,6 @@ def tiny_plan(*, steps: int = 2) -> BuildPlan:
     return BuildPlan(
         scenes=ScenesPlan(base_train=8, base_test=4, humpback_train=4, humpback_test=4, size=96),
         vae=VaePlan(channels=(4, 4, 8), norm_groups=2, schedule=short),
-        decoder=DecoderPlan(schedule=short),
         text=TextPlan(width=8, layers=2, heads=2, max_length=16),
         unet=UNetPlan(
             channels=(8, 8, 16),

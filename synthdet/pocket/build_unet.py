@@ -70,8 +70,8 @@ class Denoiser(nn.Module):
         text, unet = plan.text, plan.unet
         self.unet = UNet2DConditionModel(
             sample_size=plan.scenes.size // 4,
-            in_channels=4,
-            out_channels=4,
+            in_channels=plan.vae.latent_channels,
+            out_channels=plan.vae.latent_channels,
             block_out_channels=unet.channels,
             layers_per_block=unet.layers,
             down_block_types=tuple(
