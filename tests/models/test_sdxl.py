@@ -17,6 +17,7 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
 )
+from diffusers.models.attention_processor import AttnProcessor2_0
 from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from safetensors.torch import save_file
@@ -111,6 +112,17 @@ def test_guidance_is_switched_off_for_whole_batches(base: Path) -> None:
         REQUESTS[:1], **SIZE, num_inference_steps=4, guidance_scale=4.0, guidance_end=0.5
     )
     assert np.abs(alone.astype(int) - half[0]).max() <= 2, "each picture keeps its own prompt"
+
+
+def test_attention_is_torch_s_own_and_channels_come_last(base: Path, tmp_path: Path) -> None:
+    pipeline = SdxlGenerator(base, **{**OPTIONS, "lora": write_lora(tmp_path, base)})._pipeline
+    kinds = {type(one) for one in pipeline.unet.attn_processors.values()}
+    assert kinds == {AttnProcessor2_0}, "sliced or written out, it is slower"
+    for part in (pipeline.unet, pipeline.vae):
+        weights = [one for one in part.parameters() if one.ndim == 4 and min(one.shape[:2]) > 1]
+        assert any(not one.is_contiguous() for one in weights)
+        for weight in weights:
+            assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("vae_batch_size", [1, 2, 8])
