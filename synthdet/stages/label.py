@@ -13,7 +13,9 @@ Writes:
     the thresholds make of the boxes of the pictures that the filter kept.
 
 Resume:
-    A training that was interrupted starts again and gives the same weights. Detections are made in
+    A training that was interrupted starts again and gives the same weights. Where the folder was set
+    aside for something that the run's own detector does not learn from (other pictures, another detector
+    beside it, views), its weights are taken over. Detections are made in
     batches planned from the whole list; a batch is made again if any member is missing. Moving a
     threshold, here or in the filter, opens no model.
 """
@@ -58,6 +60,7 @@ from synthdet.stages.label_detectors import (
     VAL_DETECTIONS_NAME,
     describe,
     draw_all,
+    find_own,
     hash_named,
     known_classes,
     making_settings,
@@ -66,6 +69,7 @@ from synthdet.stages.label_detectors import (
     open_all,
     own_is_missing,
     refuse_other_detectors,
+    take_over,
 )
 from synthdet.workspace import (
     StageFolder,
@@ -124,7 +128,16 @@ def run(
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
     if given.images and own_is_missing(folder, config.label):
-        _train(folder, given, config, reporter, open_trainer)
+        own = find_own(folder, config.label, inputs)
+        if own is None:
+            _train(folder, given, config, reporter, open_trainer)
+        else:
+            _write_real_dataset(folder, given)
+            take_over(own, folder)
+            reporter.note(
+                "label",
+                f"the run's own detector is that of {own.name}: nothing it learns from has changed",
+            )
     looking = open_all(folder, config.label, given.class_names, open_detector)
     who = describe(folder.path / DETECTORS_NAME, config.label, looking) if given.images else []
     by_text = [one for one in who if one["queries"] is not None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from synthdet.core.labelling import MIN_CONFIDENCE, drop_twice_drawn, map_classe
 from synthdet.core.records import DetectedBox, Detections
 from synthdet.errors import SynthdetError
 from synthdet.models.detector import has_weights, is_hub_name
+from synthdet.models.identity import identify
 from synthdet.models.protocols import Detector
 from synthdet.progress import Reporter
 from synthdet.stages._detector import Opened, find_weights, hash_weights, open_once
@@ -43,6 +46,10 @@ VAL_DETECTIONS_NAME = "val_detections.jsonl"
 _LOOKED_FOR = ("class_map", "queries")
 _NAMED_BY = ("weights", *_LOOKED_FOR)
 """The settings that say which detectors look, and for what."""
+_LEARNED_BY = (
+    "detector", "image_size", "max_train_steps", "train_batch_size", "learning_rate", "seed"
+)  # fmt: skip
+"""The settings by which the run's own detector learns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,34 @@ def _join(
 def own_is_missing(folder: StageFolder, settings: LabelConfig) -> bool:
     """Whether the run's own detector is asked for and not trained."""
     return OWN_WEIGHTS in settings.weights_names() and not has_weights(folder.path / "weights")
+
+
+def find_own(folder: StageFolder, settings: LabelConfig, inputs: Mapping[str, str]) -> Path | None:
+    """The folder set aside last, if the run's own detector there has learned what it would learn now.
+
+    None where nothing else is asked for than what stands there either: whoever makes the same again with
+    ``--redo`` wants it made.
+    """
+    aside = folder.set_aside()[:1]
+    if not aside or not has_weights(aside[0] / "weights"):
+        return None
+    lock_path = aside[0] / folder.lock_path.name
+    if not lock_path.exists():
+        return None
+    lock, now = read_json(lock_path), making_settings(settings)
+    if lock["settings"] == now and lock["inputs"] == dict(inputs):
+        return None
+    learned = all(lock["settings"].get(key) == now[key] for key in _LEARNED_BY)
+    return aside[0] if learned and lock["inputs"].get("prepare") == inputs["prepare"] else None
+
+
+def take_over(source: Path, folder: StageFolder) -> None:
+    """Copy the run's own detector from a folder that was set aside, whole or not at all."""
+    temporary = folder.path / ".tmp-weights"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source / "weights", temporary)
+    shutil.rmtree(folder.path / "weights", ignore_errors=True)
+    os.rename(temporary, folder.path / "weights")
 
 
 def hash_named(settings: LabelConfig) -> dict[str, str]:
@@ -188,8 +223,9 @@ def describe(path: Path, settings: LabelConfig, looking: Looking) -> list[dict[s
     """Who draws, as ``detectors.json`` says; written before the first box.
 
     Returns:
-        One for each detector that was named: ``source``, ``weights``, its class ``names``, and the
-        ``queries`` it looks for, phrases by class, null if it has learned its classes.
+        One for each detector that was named: ``source``, ``weights``, their ``identity`` (a hash, or the
+        revision of the hub; null where nobody knows), its class ``names``, and the ``queries`` it looks for,
+        phrases by class, null if it has learned its classes.
     """
     if settings.weights is None:
         return []
@@ -200,10 +236,12 @@ def describe(path: Path, settings: LabelConfig, looking: Looking) -> list[dict[s
         ):
             detector, _to_run = opened()
             queries = detector.queries
+            weights = path.parent / "weights" if name == OWN_WEIGHTS else Path(name).expanduser()
             described.append(
                 {
                     "source": detector_source(number),
                     "weights": name,
+                    "identity": identify(weights),
                     "names": list(detector.names),
                     "queries": None
                     if queries is None

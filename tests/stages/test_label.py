@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,15 @@ import yaml
 from synthdet.config import Config, set_values
 from synthdet.core.fusion import view_source
 from synthdet.core.labelling import UNPROVEN
-from synthdet.core.records import Box, Decision, DetectedBox, Detections, Label, Score
+from synthdet.core.records import (
+    Box,
+    Decision,
+    DetectedBox,
+    Detections,
+    Label,
+    Score,
+    SyntheticImage,
+)
 from synthdet.errors import SynthdetError
 from synthdet.stages import label as label_stage
 from synthdet.stages.label_detectors import DETECTION_BATCH, FAILED
@@ -506,9 +515,31 @@ def test_several_detectors_are_kept_raw_and_joined(
     assert told[0]["weights"] == "own"
     assert [one["queries"] for one in told] == [None, None]
     assert told[1]["names"] == ["boat", "buoy", "pinniped", "whale"]
+    second = hashlib.sha256(b"second").hexdigest()
+    assert told[1]["identity"] == f"SHA-256 {second}"
     before = file_bytes(folder)
     run(prepared, *settings, trainer=no_model, detector=no_model)
     assert file_bytes(folder) == before
+
+
+def test_of_a_hub_name_the_revision_is_kept(
+    prepared: tuple[Workspace, Config, FakeDetector],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    workspace, _, detector = prepared
+
+    def download(weights: Path) -> FakeDetector:
+        assert str(weights) == "someone/whales"
+        references = tmp_path / "hub" / "models--someone--whales" / "refs"
+        references.mkdir(parents=True)
+        (references / "main").write_text("0c5f310")
+        return detector
+
+    run(prepared, "label.weights=someone/whales", detector=download)
+    (told,) = read_json(workspace.stage("label").path / "detectors.json")["detectors"]
+    assert told["identity"] == "revision 0c5f310"
 
 
 def test_several_detectors_crash_and_resume(
@@ -551,6 +582,45 @@ def test_another_detector_is_refused_by_name(
     lost.unlink()
     run(prepared, *settings, trainer=no_model, detector=lambda path: detectors[path.name])
     assert lost.read_bytes() == before
+
+
+def test_the_own_detector_is_not_trained_again_for_what_it_does_not_learn_from(
+    prepared: tuple[Workspace, Config, FakeDetector],
+    two: tuple[list[str], dict[str, FakeDetector]],
+) -> None:
+    workspace, _, detector = prepared
+    settings, detectors = two
+    folder = workspace.stage("label").path
+    run(prepared)
+    weights, tiles = file_bytes(folder / "weights"), file_bytes(folder / "real")
+    assert weights
+
+    def dying(*_arguments: Any) -> Any:
+        raise PlannedError
+
+    # Killed at the second detector, when the first has been taken over.
+    with pytest.raises(PlannedError):
+        run(prepared, *settings, trainer=no_model, detector=dying, redo=True)
+    shutil.rmtree(folder / "weights")  # killed before that
+    said = run(prepared, *settings, trainer=no_model, detector=lambda path: detectors[path.name])
+    assert "own detector is that of 5-label.old-1" in said
+    assert file_bytes(folder / "weights") == weights
+    assert file_bytes(folder / "real") == tiles
+    # Other pictures are labelled by the same detector; other steps, and the same once more, are trained.
+    generate = workspace.stage("generate")
+    images = read_records(generate.path / "images.jsonl", SyntheticImage)
+    write_records(
+        generate.path / "images.jsonl", [one.model_copy(update={"seed": 9}) for one in images]
+    )
+    finish(generate, ["images.jsonl"])
+    finish(workspace.stage("filter"), ["scores.jsonl", "decisions.jsonl"])
+    run(prepared, *settings, trainer=no_model, detector=lambda path: detectors[path.name])
+    trainer = FakeDetectorTrainer()
+    run(prepared, "label.max_train_steps=6", trainer=trainer, redo=True)
+    assert trainer.calls == 1
+    run(prepared, "label.max_train_steps=6", trainer=trainer, redo=True)
+    assert trainer.calls == 2
+    assert detector.calls > 0
 
 
 def test_a_path_that_is_none_elsewhere_does_not_set_the_labels_aside(
