@@ -1,6 +1,6 @@
 """How lean and how fast is a training step of the LoRA? Beside another training script, if one is named.
 
-    python benchmarks/finetune.py [--quick] [--peer SCRIPT] [--work FOLDER]
+    python benchmarks/finetune.py [--quick] [--peer SCRIPT] [--compiled] [--work FOLDER]
     python benchmarks/finetune.py --full-size-on-cpu [--work FOLDER]
 
 The network is a small SDXL with random weights and a vocabulary of letters, written as an ordinary
@@ -18,8 +18,11 @@ ratio says nothing. Without ``--peer`` what compares is null.
 
 Where there is a GPU, SDXL at full size with random weights is measured too: at 512 pixels, batch 2,
 Prodigy, also beside the peer; at 1024, batch 4, AdamW; the peak at 1024, batch 1, with checkpointing (and the base in 8 bits, where torchao is), and
-the same with the process limited to 8 GB. The limit is a bfloat16 matrix product measured in the same
+the same with the process limited to 8 GB. Where torchao is missing, the base is in 4 bits by bitsandbytes, where that is. The limit is a bfloat16 matrix product measured in the same
 run, over the 14.19 TFLOP of a picture of 1024 pixels. Without a GPU these figures are null.
+
+``--compiled`` runs ours with its blocks compiled too, in turns with ours as it is: the ratio of processor
+time (of time, on a GPU), and what the first step took, in which it compiles.
 
 ``--full-size-on-cpu`` does nothing but two training steps of SDXL at full size on the CPU, about 20
 minutes on two cores, and says how much memory that took.
@@ -93,6 +96,7 @@ class Case:
     precision: str = "no"
     checkpointing: bool = False
     base_weights: str = "full"
+    compile: str = "never"
     device: str = "cpu"
     count: bool = False
     memory_limit_gb: float | None = None
@@ -106,6 +110,7 @@ def main() -> None:
     arguments.add_argument(
         "--work", type=Path, help="folder to work in; a temporary one if not told"
     )
+    arguments.add_argument("--compiled", action="store_true", help="compiled steps beside others")
     arguments.add_argument("--full-size-on-cpu", action="store_true", help="two steps of real size")
     arguments.add_argument("--child", help=argparse.SUPPRESS)
     chosen = arguments.parse_args()
@@ -118,7 +123,9 @@ def main() -> None:
         if chosen.full_size_on_cpu:
             figures, targets = _measure_full_size_on_cpu(work)
         else:
-            figures, targets = _measure(work, chosen.peer, quick=chosen.quick)
+            figures, targets = _measure(
+                work, chosen.peer, quick=chosen.quick, compiled=chosen.compiled
+            )
     result = make_report("finetune", figures, targets, machine=_torch())
     print(json.dumps(result))
     if not result["ok"]:
@@ -126,7 +133,7 @@ def main() -> None:
 
 
 def _measure(
-    work: Path, peer: Path | None, *, quick: bool
+    work: Path, peer: Path | None, *, quick: bool, compiled: bool
 ) -> tuple[dict[str, Any], dict[str, tuple[str, float]]]:
     import torch
 
@@ -149,10 +156,28 @@ def _measure(
         figures["peer"] |= theirs["counts"]
     for name in (*GPU_TARGETS, *GPU_PEER_TARGETS, "share_of_limit"):
         figures[name] = None
+    figures |= {"speedup_compiled": None, "compile_seconds": None}
+    if compiled:
+        figures |= _compare_compiled(work, case, rounds=2)
     if torch.cuda.is_available():
         targets |= GPU_TARGETS | (GPU_PEER_TARGETS if peer is not None else {})
-        figures |= _measure_gpu(work, peer, steps=20 if quick else 60)
+        figures |= _measure_gpu(work, peer, steps=20 if quick else 60, compiled=compiled)
     return figures, targets
+
+
+def _compare_compiled(work: Path, case: Case, *, rounds: int) -> dict[str, Any]:
+    """Ours as it is and with compiled blocks, in turns."""
+    plain, made = [], []
+    for turn in range(1, rounds + 1):
+        plain.append(_run(work, f"ours, not compiled {turn}", None, case))
+        made.append(_run(work, f"ours, compiled {turn}", None, replace(case, compile="always")))
+    key = "seconds" if case.device == "cuda" else "processor_seconds"
+    ratios = [a[key] / b[key] for a, b in zip(plain, made, strict=True)]
+    first = "first_" + key
+    return {
+        "speedup_compiled": round(statistics.median(ratios), 2),
+        "compile_seconds": round(statistics.median(run[first] for run in made), 1),
+    }
 
 
 def _compare(work: Path, peer: Path, case: Case, *, rounds: int) -> dict[str, Any]:
@@ -178,13 +203,14 @@ def _compare(work: Path, peer: Path, case: Case, *, rounds: int) -> dict[str, An
     }
 
 
-def _measure_gpu(work: Path, peer: Path | None, *, steps: int) -> dict[str, Any]:
+def _measure_gpu(work: Path, peer: Path | None, *, steps: int, compiled: bool) -> dict[str, Any]:
     pipeline = str(write_full_pipeline(work / "full"))
     photos = {size: str(write_photos(work / f"photos-{size}", size)) for size in (512, 1024)}
     small = Case(pipeline, photos[512], 512, steps, precision="bf16", device="cuda")
     large = replace(small, photos=photos[1024], resolution=1024, batch=4, optimizer="adamw")
-    eight = "int8" if importlib.util.find_spec("torchao") else "full"
-    lean = replace(large, batch=1, checkpointing=True, base_weights=eight, steps=20)
+    found = [name for name in ("torchao", "bitsandbytes") if importlib.util.find_spec(name)]
+    narrow = {"torchao": "int8", "bitsandbytes": "nf4"}[found[0]] if found else "full"
+    lean = replace(large, batch=1, checkpointing=True, base_weights=narrow, steps=20)
     figures: dict[str, Any] = {}
     rates = {}
     for size, case in ((512, small), (1024, large)):
@@ -193,6 +219,9 @@ def _measure_gpu(work: Path, peer: Path | None, *, steps: int) -> dict[str, Any]
             compared = _compare(work, peer, case, rounds=2)
             rates[size] = 1 / compared["seconds_per_step"]
             figures[f"speedup_vs_peer_{size}"] = compared["speedup_vs_peer"]
+        if compiled:
+            for name, value in _compare_compiled(work, case, rounds=2).items():
+                figures[f"{name}_{size}"] = value
     peak = _run(work, "peak", None, lean)["peak_gb"]
     try:
         _run(work, "within 8 GB", None, replace(lean, memory_limit_gb=8.0))
@@ -207,6 +236,7 @@ def _measure_gpu(work: Path, peer: Path | None, *, steps: int) -> dict[str, Any]
         "matmul_tflops": round(ceiling, 1),
         "share_of_limit": round(pictures * TFLOP_1024 / ceiling, 3),
         "peak_gb_1024": round(peak, 2),
+        "peak_base_weights": narrow,
         "fits_8_gb": float(fits),
     }
 
@@ -264,6 +294,7 @@ class Watch:
         self.times: list[float] = []
         self.processor: list[float] = []
         self.losses: list[float] = []
+        self.began = (time.perf_counter(), time.process_time())
         self.counts: dict[str, float] = {}
         self._counter = _make_counter() if case.count else None
 
@@ -297,6 +328,8 @@ class Watch:
         return {
             "seconds": statistics.median(gaps) if gaps else None,
             "processor_seconds": statistics.median(busy) if busy else None,
+            "first_seconds": round(self.times[0] - self.began[0], 2),
+            "first_processor_seconds": round(self.processor[0] - self.began[1], 2),
             "loss": statistics.fmean(self.losses) if self.losses else None,
             "counts": self.counts,
             "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None,
@@ -333,6 +366,8 @@ def _train_ours(case: Case, out: Path, watch: Watch) -> None:
     def on_step(step: int, _figures: dict[str, Any]) -> None:
         if step:
             watch.hear(None)
+        else:
+            watch.began = (time.perf_counter(), time.process_time())
 
     SdxlLoraTrainer(
         case.pipeline,
@@ -349,6 +384,7 @@ def _train_ours(case: Case, out: Path, watch: Watch) -> None:
         mixed_precision=case.precision,
         gradient_checkpointing=case.checkpointing,
         base_weights=case.base_weights,
+        compile=case.compile,
         snr_gamma=None,
         animal_weight=0.0,
         noise_offset=0.0,

@@ -194,8 +194,10 @@ class FinetuneConfig(Section):
     """Forward passes an optimizer step."""
     mixed_precision: Precision = "auto"
     """Precision of the frozen base and of the forward pass: `no` (float32), `fp16`, `bf16`, or `auto`: bf16 where the device multiplies it, else fp16 on a GPU, float32 on a CPU. LoRA weights are always float32."""
-    base_weights: Literal["full", "int8"] = "full"
-    """`int8`: the frozen UNet's linear layers in 8 bits while a LoRA is trained (needs torchao): 2.9 GB instead of 5.1. Needs `gradient_checkpointing`."""
+    base_weights: Literal["full", "int8", "nf4"] = "full"
+    """The frozen UNet's linear layers while a LoRA is trained: `int8`, in 8 bits (needs torchao and `gradient_checkpointing`), 2.9 GB instead of 5.1; `nf4`, in 4 bits (needs bitsandbytes), 1.8 GB, less true."""
+    compile: Literal["auto", "never", "always"] = _runtime("auto")
+    """Compile the UNet's blocks while it trains: `auto`, where ten timed steps say that the steps that are left pay for it twice; `always`, from the first step on. What was decided is said and kept, and repeated by a training that goes on."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a third slower."""
     snr_gamma: float | None = Field(5.0, gt=0)
@@ -436,6 +438,8 @@ class LabelConfig(Section):
     """Seed of the training."""
     views: bool = True
     """Look at each picture in its eight turns and mirrors and join what is drawn in them: a box that all views show is a better label. Eight times the detector's time. false: the picture as it is, alone."""
+    tile_side: int | None = Field(None, ge=32)
+    """Look at pictures with a longer side than this in overlapping square tiles of so many pixels, as `predict` does: for pictures that are larger than what the detector has learned from. null: at every picture as a whole."""
     confidence: Calibrated | float = _decision("calibrated")
     """Confidence from which a box is accepted. `calibrated`: where F1 on the real val tiles is best, or higher where `accept_precision` asks for it. With `views`, confidence is the mean over the eight views."""
     accept_precision: float = _decision(0.95, ge=0, le=1)
@@ -541,7 +545,9 @@ class EvaluateConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = _runtime("auto")
     """Where the networks run."""
     workers: int = _runtime(1, ge=1)
-    """Threads of the detector's process on a CPU."""
+    """Threads of a detector's process on a CPU."""
+    side_by_side: int = _runtime(0, ge=0)
+    """Detectors trained at the same time, each in a process of its own. 0: on a CPU as many as there are cores and memory for, on a GPU one. The results are the same."""
 
 
 class Config(Section):

@@ -195,11 +195,21 @@ def _evaluate(workspace: Workspace, config: Config, reporter: Reporter, redo: bo
     from synthdet.models.detector import DetectorProcess
     from synthdet.stages import evaluate
 
+    def count_trainings() -> int:
+        from synthdet.models.devices import resolve_device
+        from synthdet.models.machine import trainings_side_by_side
+
+        settings = config.evaluate
+        return settings.side_by_side or trainings_side_by_side(
+            resolve_device(settings.device), settings.workers
+        )
+
     with DetectorProcess(config.evaluate.workers) as process:
         evaluate.run(
             workspace,
             config,
             reporter,
+            count_trainings=count_trainings,
             open_trainer=lambda: _open_detector_trainer(
                 config, config.evaluate, process, partial(reporter.note, "evaluate")
             ),
@@ -275,6 +285,7 @@ def _open_lora_trainer(config: Config, note: Callable[[str], None]) -> LoraTrain
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         mixed_precision=settings.mixed_precision,
         base_weights=settings.base_weights,
+        compile=settings.compile,
         gradient_checkpointing=settings.gradient_checkpointing,
         snr_gamma=settings.snr_gamma,
         animal_weight=settings.animal_weight,

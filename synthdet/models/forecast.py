@@ -20,6 +20,8 @@ from synthdet.workspace import free_bytes
 
 _UNET_WEIGHTS: Final = 2.5675e9
 _UNET_LINEAR_WEIGHTS: Final = 2.233e9
+_LINEAR_BYTES: Final = {"int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
+"""A weight: of nf4 half a byte, a scale of a byte for 64 of them, and one of 4 bytes for 256 scales."""
 _TEXT_WEIGHTS: Final = 0.817e9
 _VAE_WEIGHTS: Final = 0.0837e9
 _LORA_WEIGHTS_A_RANK: Final = 23.2e6 / 16
@@ -27,7 +29,7 @@ _LORA_WEIGHTS_A_RANK: Final = 23.2e6 / 16
 _KEPT_GB: Final = {False: 5.61, True: 0.49}
 """By `gradient_checkpointing`: what autograd keeps of one picture of 1024 pixels, in 16 bits."""
 _KEPT_BY_PEFT: Final = 7.81 / 5.61
-"""By `use_dora` and 8-bit weights: peft's own layers keep their inputs in float32."""
+"""By `use_dora` and weights of 8 or 4 bits: peft's own layers keep their inputs in float32."""
 _TFLOP: Final = {False: (12.156, 2.032), True: (16.765, 2.571)}
 """By `gradient_checkpointing`: of a picture of n megapixels (1 is 1024 pixels squared), a * n + b * n * n."""
 _VAE_ENCODE_TFLOP: Final = 4.879
@@ -39,6 +41,8 @@ _SHARES: Final = (0.15, 0.4)
 """Of a matrix product's speed that a training reaches: published ones, and careful ones."""
 _TILES_UNKNOWN: Final = 300
 _PNG_BYTES_A_PIXEL: Final = 1.2
+_SMALL_FOR_SDXL: Final = 768
+"""Pixels of a tile's side below which SDXL, which learned at 1024, draws worse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +86,11 @@ def forecast(config: Config, *, num_tiles: int) -> Forecast:
     wide = 2 if settings.mixed_precision == "no" else 1
     bytes_a_weight = 2 * wide
     lora = _LORA_WEIGHTS_A_RANK * settings.rank
-    own = settings.use_dora or settings.base_weights == "int8"
+    own = settings.use_dora or settings.base_weights != "full"
     kept = _KEPT_GB[settings.gradient_checkpointing] * (_KEPT_BY_PEFT if own else 1)
     unet = _UNET_WEIGHTS * bytes_a_weight
-    if settings.base_weights == "int8":
-        unet -= _UNET_LINEAR_WEIGHTS * (bytes_a_weight - 1)
+    if settings.base_weights != "full":
+        unet -= _UNET_LINEAR_WEIGHTS * (bytes_a_weight - _LINEAR_BYTES[settings.base_weights])
     training = (
         unet / GB
         + (
@@ -152,11 +156,15 @@ def check_run(config: Config, folder: Path, *, num_tiles: int | None) -> list[Ch
         else f"before prepare is done, with {_TILES_UNKNOWN} tiles"
     )
     speed, memory_gb = _look_at_gpu()
+    small = config.prepare.resolution < _SMALL_FOR_SDXL
     return [
         Check(
             "fine-tune",
-            True,
+            not small,
             f"worked out, not measured, for SDXL's ordinary size and {tiles}, {config.prepare.resolution} pixels",
+            "SDXL learned at 1024 pixels and draws worse well below: raise prepare.resolution to 768 or more, if memory allows"
+            if small
+            else None,
         ),
         _judge_memory(expected, settings, memory_gb),
         _judge_time(expected, speed, on_gpu=memory_gb is not None),
@@ -179,6 +187,8 @@ def _judge_memory(expected: Forecast, settings: FinetuneConfig, memory_gb: float
         advice = "--set finetune.gradient_checkpointing=true (a third slower); else it falls back to that by itself"
     elif settings.train_batch_size > 1:
         advice = "halve finetune.train_batch_size and double gradient_accumulation_steps; else it falls back to that by itself"
+    elif settings.base_weights == "full":
+        advice = "set finetune.base_weights to int8 (pip install torchao) or nf4 (bitsandbytes), lower prepare.resolution, or use a larger card"
     else:
         advice = "lower prepare.resolution, or use a larger card"
     return Check("peak memory", False, detail, advice)

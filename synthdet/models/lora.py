@@ -32,11 +32,14 @@ from synthdet.models.checkpoints import (
     save_checkpoint,
 )
 from synthdet.models.devices import memory_errors, resolve_device, resolve_dtype
+from synthdet.models.lora_compile import COMPILE_NAME as COMPILE_NAME
+from synthdet.models.lora_compile import Compiling, compile_errors
 from synthdet.models.lora_data import NUM_SYMMETRIES, LatentCache, Material, count_anew
 from synthdet.models.lora_file import check_weights, serialise, serialise_kohya
 from synthdet.models.lora_int8 import to_int8
 from synthdet.models.lora_log import METRICS_NAME as METRICS_NAME
 from synthdet.models.lora_log import Log
+from synthdet.models.lora_nf4 import to_nf4
 from synthdet.models.lora_step import Training
 from synthdet.models.lora_team import Team, find_team
 from synthdet.models.lora_text import TEXT_MODULES, EmbeddingCache, TextSide
@@ -95,7 +98,8 @@ class SdxlLoraTrainer:
         validation_steps: Steps between two held-out losses.
         use_dora: Learn a magnitude beside each direction. Source: Liu et al., "DoRA", 2024.
         train_text_encoder: Both text encoders get a LoRA too, in their attention.
-        base_weights: "full", or "int8" for the frozen UNet's linear layers in 8 bits.
+        base_weights: "full", or "int8" or "nf4" for the frozen UNet's linear layers in 8 or 4 bits.
+        compile: "auto" where it pays back, "always" or "never": whether the UNet's blocks are compiled.
         new_word: A word of the captions to learn as new tokens; None for none.
         new_tokens: How many tokens.
         kohya_copy: Write the LoRA under kohya's names too.
@@ -135,6 +139,7 @@ class SdxlLoraTrainer:
     use_dora: bool = False
     train_text_encoder: bool = False
     base_weights: str = "full"
+    compile: str = "never"
     new_word: str | None = None
     new_tokens: int = 2
     kohya_copy: bool = False
@@ -265,6 +270,8 @@ class SdxlLoraTrainer:
         pipeline = load_pipeline(self.base_model, vae=self.vae, dtype=dtype)
         if self.base_weights == "int8":
             to_int8(pipeline.unet)
+        if self.base_weights == "nf4":
+            to_nf4(pipeline.unet)
         start = checkpoint.step if checkpoint else 0
         parts = {"unet": pipeline.unet}
         text, rows = None, {}
@@ -403,17 +410,19 @@ class SdxlLoraTrainer:
         checkpoints = folder / "checkpoints"
         figures: dict[str, Any] = {}
         held_out = materials.get(_HELD_OUT)
+        compiling = self._open_compiling(training, materials, folder, start, team)
         with _stop_requests() as stop, training.lean():
             if log and held_out and start == 0:
                 log.write(0, {"val_loss": training.measure_held_out(held_out)})
             for step in range(start + 1, self.max_train_steps + 1):
-                training.step(step, materials[_TILES], materials.get(_PRIOR))
+                _make_step(training, step, materials, compiling)
                 last = step == self.max_train_steps
                 validating = bool(held_out) and (last or step % self.validation_steps == 0)
                 stopping = team.agree(stop.is_set())  # all have to stop after the same step
                 if step % _LOG_STEPS == 0 or last or validating:
                     figures = training.read_figures()
                     _check_finite(figures["loss"], step, checkpoints)
+                    compiling.look(step)
                     if log and validating and held_out:
                         figures["val_loss"] = training.measure_held_out(held_out)
                     if log:
@@ -427,6 +436,34 @@ class SdxlLoraTrainer:
                 on_step(step, figures)
                 if stopping:
                     raise KeyboardInterrupt
+                compiling.mark(step)
+
+    def _open_compiling(
+        self,
+        training: Training,
+        materials: Mapping[str, Material],
+        folder: Path,
+        start: int,
+        team: Team,
+    ) -> Compiling:
+        blocked = None
+        if self.base_weights != "full" or self.use_dora:
+            blocked = "layers of 8 or 4 bits and those of a DoRA are left as they are"
+        elif team.size > 1 and self.compile == "auto":
+            blocked = (
+                "several processes do not time one another: finetune.compile=always asks for it"
+            )
+        return Compiling(
+            self.compile,
+            folder,
+            device=resolve_device(self.device),
+            num_shapes=training.count_shapes(prior=_PRIOR in materials),
+            num_steps=self.max_train_steps,
+            blocked=blocked,
+            start=start,
+            writes=team.leads,
+            note=self.note,
+        )
 
 
 def help_to_train() -> None:
@@ -459,6 +496,22 @@ def _say_nothing(_text: str) -> None:
 
 
 # --- around the loop -------------------------------------------------------------------------------
+
+
+def _make_step(
+    training: Training, step: int, materials: Mapping[str, Material], compiling: Compiling
+) -> None:
+    """One step, compiled where that was decided; without, where it turns out that it cannot be."""
+    training.compile(compiling.is_on(step))
+    try:
+        training.step(step, materials[_TILES], materials.get(_PRIOR))
+    except compile_errors() as error:
+        if not compiling.is_on(step):
+            raise
+        compiling.give_up(step, error)
+        training.forget()
+        training.compile(False)
+        training.step(step, materials[_TILES], materials.get(_PRIOR))
 
 
 def _check_finite(value: float, step: int, checkpoints: Path) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _NOT_THE_RECIPE: Final = (
     "base_model", "vae", "device", "note", "checkpointing_steps", "validation_steps", "kohya_copy",
-    "tensorboard", "gradient_checkpointing",
+    "tensorboard", "gradient_checkpointing", "compile",
 )  # fmt: skip
 _TRIGGER_WORDS: Final = 20
 _TEXT_PREFIXES: Final = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}

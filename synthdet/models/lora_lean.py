@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -89,12 +90,12 @@ class LoraProjections(torch.autograd.Function):
         dtype_x, dtype_lora = ctx.dtypes
         number = len(downs)
         grad = grad.reshape(-1, weight.shape[0]).to(weight.dtype)
-        grad_hidden = torch.empty_like(hidden)
-        grads = []
-        chunks = (grad.chunk(number, 1), hidden.chunk(number, 1), grad_hidden.chunk(number, 1))
-        for part, low, grad_low, b in zip(*chunks, downs, strict=True):
+        grads, lows = [], []
+        chunks = (grad.chunk(number, 1), hidden.chunk(number, 1))
+        for part, low, b in zip(*chunks, downs, strict=True):
             grads.append((part.t() @ low).to(dtype_lora))
-            torch.mm(part, b, out=grad_low)
+            lows.append(part @ b)
+        grad_hidden = torch.cat(lows, 1)
         if ctx.scale != 1:
             grad_hidden *= ctx.scale
         grad_a = (grad_hidden.t() @ flat).to(dtype_lora).chunk(number)
@@ -106,7 +107,7 @@ class LoraProjections(torch.autograd.Function):
 
 
 @contextmanager
-def lean_layers(network: nn.Module) -> Iterator[int]:
+def lean_layers(network: nn.Module, *, for_compiling: bool = False) -> Iterator[int]:
     """Let the linear layers of a network's plain LoRA take the short way, and give them back.
 
     Attentions that have one on queries, keys and values project them together. The base's weights of
@@ -115,43 +116,66 @@ def lean_layers(network: nn.Module) -> Iterator[int]:
 
     Args:
         network: With the one adapter ``default``.
+        for_compiling: Look weights up in their modules at every call: slower, but then torch compiles
+            blocks of one shape once. Tensors that are bound beforehand it takes for constants.
 
     Yields:
         How many layers do.
     """
     taken: list[Any] = [module for module in network.modules() if _is_plain(module)]
     for layer in taken:
-        base = layer.base_layer
-        layer.forward = partial(
-            _forward,
-            base.weight,
-            base.bias,
-            layer.lora_A["default"].weight,
-            layer.lora_B["default"].weight,
-            float(layer.scaling["default"]),
+        layer.forward = (
+            MethodType(_forward_by_module, layer)
+            if for_compiling
+            else partial(_forward, *_find_weights(layer))
         )
     attentions: list[Any] = [module for module in network.modules() if _is_ordinary(module)]
     for attention in attentions:
-        crossed = attention.is_cross_attention
-        layers = [attention.to_k, attention.to_v]
-        layers = layers if crossed else [attention.to_q, *layers]
-        attention.forward = partial(_attend, attention, crossed, *_stack(layers))
+        weight = _stack(attention)
+        if for_compiling:
+            attention.stacked_weight = weight
+            attention.forward = MethodType(_attend_by_module, attention)
+        else:
+            attention.forward = partial(
+                _attend, attention, attention.is_cross_attention, weight, *_find_pairs(attention)
+            )
     try:
         yield len(taken)
     finally:
         for module in (*taken, *attentions):
             del module.forward
+        for attention in attentions if for_compiling else ():
+            del attention.stacked_weight
 
 
-def _stack(layers: list[Any]) -> tuple[Tensor, float, tuple[Tensor, ...]]:
-    """W of all in one piece, of which theirs become views; scale; A and B of each in turn."""
-    weight = torch.cat([layer.base_layer.weight.detach() for layer in layers])
-    for layer, part in zip(layers, weight.chunk(len(layers)), strict=True):
-        layer.base_layer.weight.data = part
+def _find_weights(layer: Any) -> tuple[Tensor, Tensor | None, Tensor, Tensor, float]:
+    """What `LoraLinear` takes beside x."""
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    return layer.base_layer.weight, layer.base_layer.bias, a, b, layer.scaling["default"]
+
+
+def _find_projected(attention: Any) -> list[Any]:
+    """Layers of an attention that share an input."""
+    layers = [attention.to_k, attention.to_v]
+    return layers if attention.is_cross_attention else [attention.to_q, *layers]
+
+
+def _find_pairs(attention: Any) -> tuple[float, tuple[Tensor, ...]]:
+    """Scale, and A and B of each of these layers in turn."""
+    layers = _find_projected(attention)
     pairs = tuple(
         side["default"].weight for layer in layers for side in (layer.lora_A, layer.lora_B)
     )
-    return weight, float(layers[0].scaling["default"]), pairs
+    return layers[0].scaling["default"], pairs
+
+
+def _stack(attention: Any) -> Tensor:
+    """W of these layers in one piece, of which theirs become views."""
+    layers = _find_projected(attention)
+    weight = torch.cat([layer.base_layer.weight.detach() for layer in layers])
+    for layer, part in zip(layers, weight.chunk(len(layers)), strict=True):
+        layer.base_layer.weight.data = part
+    return weight
 
 
 def _attend(
@@ -183,6 +207,29 @@ def _attend(
     seen = seen.transpose(1, 2).reshape(*hidden_states.shape[:-1], -1)
     projected: Tensor = attention.to_out[0](seen)
     return projected
+
+
+def _attend_by_module(
+    attention: Any,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    return _attend(
+        attention,
+        attention.is_cross_attention,
+        attention.stacked_weight,
+        *_find_pairs(attention),
+        hidden_states,
+        encoder_hidden_states,
+        attention_mask,
+        **options,
+    )
+
+
+def _forward_by_module(layer: Any, x: Tensor, *_rest: Any) -> Tensor:
+    return _forward(*_find_weights(layer), x)
 
 
 def _forward(

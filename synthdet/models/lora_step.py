@@ -13,6 +13,7 @@ from torch import Tensor
 from synthdet.core.windows import Shape, window_shape
 from synthdet.errors import SynthdetError
 from synthdet.models.checkpoints import Checkpoint
+from synthdet.models.lora_compile import compiled_blocks
 from synthdet.models.lora_data import Draw, Material, draw_step
 from synthdet.models.lora_lean import lean_layers
 from synthdet.models.lora_optimizers import (
@@ -79,6 +80,7 @@ class Training:
         self._prior_sum = torch.zeros((), device=device)
         self._steps = 0
         self._gradient_norm = torch.zeros((), device=device)
+        self._lean, self._compiled = ExitStack(), False
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The forward pass's precision."""
@@ -89,10 +91,25 @@ class Training:
     @contextmanager
     def lean(self) -> Iterator[None]:
         """While it trains, the linear layers take the short way."""
-        with ExitStack() as stack:
-            for network in self._parts:
-                stack.enter_context(lean_layers(network))
+        try:
+            self._go_lean(compiled=False)
             yield
+        finally:
+            self._lean.close()
+
+    def compile(self, on: bool) -> None:
+        """Within `lean`: from now on run the UNet's blocks compiled, or as they are."""
+        if on != self._compiled:
+            self._go_lean(compiled=on)
+
+    def _go_lean(self, *, compiled: bool) -> None:
+        self._lean.close()
+        for network in self._parts:
+            here = compiled and network is self._unet
+            self._lean.enter_context(lean_layers(network, for_compiling=here))
+        if compiled:
+            self._lean.enter_context(compiled_blocks(self._unet))
+        self._compiled = compiled
 
     def step(self, step: int, material: Material, prior: Material | None = None) -> None:
         """One optimizer step, number ``step`` from 1; nothing waits for the device.
@@ -130,6 +147,16 @@ class Training:
             self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def forget(self) -> None:
+        """Drop the gradients of a step that was broken off, which can then be done anew."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def count_shapes(self, *, prior: bool) -> int:
+        """Different shapes of pictures that the UNet may see."""
+        plan = self._plan
+        windows = len(plan.crop_sides) * len(plan.crop_ratios) if plan.crop_fraction else 0
+        return windows + (1 if plan.crop_fraction < 1 or prior else 0)
 
     def _draw(self, step: int, material: Material, *, prior: bool = False) -> Draw:
         """What a step sees of tiles, or of the base model's pictures, which are seen whole."""
@@ -203,8 +230,9 @@ class Training:
             noise_offset=0.0,
         )
         total = torch.zeros((), device=self._device)
-        for part in draw.split(self._plan.train_batch_size):
-            total += self._square_error(part, material).mean(dim=(1, 2, 3)).sum()
+        with torch.compiler.set_stance("force_eager"):  # shapes that are met nowhere else
+            for part in draw.split(self._plan.train_batch_size):
+                total += self._square_error(part, material).mean(dim=(1, 2, 3)).sum()
         return float(total) / count
 
     def _loss(self, draw: Draw, material: Material) -> Tensor:

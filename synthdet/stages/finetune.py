@@ -7,7 +7,8 @@ Reads:
 Writes:
     ``2-finetune/pytorch_lora_weights.safetensors`` in diffusers' format, and on request a copy in
     kohya's; ``embeddings.safetensors``, a word that was learned beside it; ``metrics.jsonl``, a line a
-    logged step; ``memory.json``, what the training fell back to where memory ran out; ``model.json``,
+    logged step; ``memory.json``, what the training fell back to where memory ran out; ``compile.json``,
+    from which step on it was compiled; ``model.json``,
     what the LoRA belongs to, so that later stages see it change; ``trained_on.json``, the photos it has
     seen; ``samples/``, the base model's picture beside the LoRA's, same prompt and seed; ``prior/`` and
     ``prior.jsonl``, the base model's own pictures where it is asked to keep them; ``checkpoints/``, the
@@ -62,6 +63,7 @@ WORDS_NAME = "embeddings.safetensors"
 KOHYA_NAME = "pytorch_lora_weights_kohya.safetensors"
 METRICS_NAME = "metrics.jsonl"
 MEMORY_NAME = "memory.json"
+COMPILE_NAME = "compile.json"
 TRAINED_ON_NAME = "trained_on.json"
 _LARGEST_HEADER = 100_000_000
 _MOST_HELD_OUT = 64
@@ -146,7 +148,9 @@ def run(
         if before is not None:
             write_bytes(weights, before)
     if settings.lora is None:
-        runtime |= _read_memory(folder.path / MEMORY_NAME)
+        runtime |= _read_kept(folder.path / MEMORY_NAME)
+        if chosen := _read_kept(folder.path / COMPILE_NAME):
+            runtime["compiled"] = chosen
         counts |= {"steps": settings.max_train_steps, **_count_training(workspace, folder)}
     write_json(model, {"base_model": settings.base_model, "vae": settings.vae})
     if not all(path.exists() for path in samples):
@@ -234,8 +238,8 @@ def _what_spoils(
     return None
 
 
-def _read_memory(path: Path) -> dict[str, Any]:
-    """What the training fell back to where memory ran out; empty where it did not."""
+def _read_kept(path: Path) -> dict[str, Any]:
+    """What the training wrote down of how it went; empty where it did not."""
     return dict(read_json(path)) if path.exists() else {}
 
 

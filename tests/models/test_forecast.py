@@ -56,7 +56,8 @@ def test_every_preset_fits_the_card_it_is_for(size: int) -> None:
     [
         ({"gradient_checkpointing": False}, 10.0, "gradient_checkpointing=true"),
         ({"train_batch_size": 16}, 10.0, "halve finetune.train_batch_size"),
-        ({}, 5.0, "lower prepare.resolution"),
+        ({}, 5.0, "base_weights to int8 (pip install torchao) or nf4"),
+        ({"base_weights": "nf4"}, 4.0, "lower prepare.resolution"),
         ({}, None, "there is no GPU here"),
     ],
 )
@@ -100,3 +101,13 @@ def test_this_machine_is_timed() -> None:
     tflops, _memory = module._look_at_gpu()
     assert tflops is not None
     assert tflops > 0
+
+
+def test_pictures_too_small_for_sdxl_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_look_at_gpu", lambda: (100.0, 80.0))
+    for resolution, ok in ((512, False), (768, True), (1024, True)):
+        said = check_run(config(resolution), tmp_path, num_tiles=40)[0]
+        assert said.ok == ok
+        assert ("draws worse" in (said.advice or "")) is not ok

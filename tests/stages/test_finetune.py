@@ -159,6 +159,7 @@ class Remarkable(FakeLoraTrainer):
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / "metrics.jsonl").write_text(text)
         (folder / "memory.json").write_text('{"train_batch_size": 1, "fell_back": ["less"]}')
+        (folder / "compile.json").write_text('{"from_step": 21, "reason": "it pays"}')
         (folder / "pytorch_lora_weights_kohya.safetensors").write_bytes(b"kohya")
 
 
@@ -169,6 +170,7 @@ def test_held_out_loss_and_fallback_are_said_and_recorded(tmp_path: Path) -> Non
     lock = workspace.stage("finetune").lock() or {}
     assert lock["runtime"]["fell_back"] == ["less"]
     assert lock["runtime"]["train_batch_size"] == 1
+    assert lock["runtime"]["compiled"] == {"from_step": 21, "reason": "it pays"}
     assert (lock["counts"]["val_loss_first"], lock["counts"]["val_loss_last"]) == (0.9, 0.7)
 
 

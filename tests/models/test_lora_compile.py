@@ -1,0 +1,229 @@
+"""Compiled steps: where they are taken, that a training that goes on repeats it, and without a compiler."""
+
+from __future__ import annotations
+
+import doctest
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch._inductor import config as inductor
+
+from synthdet.config import make_config
+from synthdet.models import lora_compile
+from synthdet.models.lora import COMPILE_NAME, METRICS_NAME, WEIGHTS_NAME
+from synthdet.models.lora_compile import Compiling, weigh
+from synthdet.models.protocols import TrainTile
+from tests.models.test_lora import KilledError, files, make_tiles, train
+from tests.tiny import tiny_sdxl
+
+STEPS: dict[str, Any] = {"max_train_steps": 27, "validation_steps": 10}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> list[TrainTile]:
+    return make_tiles(tmp_path_factory.mktemp("tiles"))
+
+
+class Coarse:
+    """A compiler whose networks answer a little otherwise, as compiled ones do; fails for some shapes."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.fails_at, self.graphs = fails_at, 0
+
+    def __call__(self, graph: Any, _inputs: Any) -> Any:
+        self.graphs += 1
+        if self.graphs == self.fails_at:
+            raise RuntimeError("no compiler\nwas found")
+
+        def answer(*inputs: Any) -> Any:
+            return tuple(one * 1.01 for one in graph(*inputs))
+
+        return answer
+
+
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> Coarse:
+    made = Coarse()
+    monkeypatch.setattr(lora_compile, "_BACKEND", made)
+    return made
+
+
+def read_choice(folder: Path) -> dict[str, Any]:
+    choice: dict[str, Any] = json.loads((folder / COMPILE_NAME).read_text())
+    return choice
+
+
+def read_val_losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / METRICS_NAME).read_text().splitlines()]
+    return [line["val_loss"] for line in lines if "val_loss" in line]
+
+
+def compile_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where it may pay."""
+    monkeypatch.setitem(lora_compile._SAVED, "cpu", 0.5)
+    monkeypatch.setattr(lora_compile, "weigh", lambda *_some, **_named: (True, "it pays"))
+
+
+def test_doctests() -> None:
+    assert doctest.testmod(lora_compile).failed == 0
+
+
+def test_a_gain_must_pay_twice_for_every_shape() -> None:
+    assert weigh("cuda", 1.0, 1200, num_shapes=1)[0]
+    assert not weigh("cuda", 1.0, 1200, num_shapes=2)[0]
+    assert not weigh("cuda", 1.0, 700, num_shapes=1)[0]
+
+
+def test_what_was_decided_is_repeated_bit_for_bit(
+    base: Path,
+    tiles: list[TrainTile],
+    tmp_path: Path,
+    coarse: Coarse,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compile_somewhere(monkeypatch)
+    said: list[str] = []
+    train(base, tiles, tmp_path / "whole", compile="auto", note=said.append, **STEPS)
+    assert said == ["compiled from step 21 on: it pays"]
+    assert coarse.graphs
+    with pytest.raises(KilledError):
+        train(base, tiles, tmp_path / "torn", compile="auto", kill_at=26, **STEPS)
+    # It stands by what it began, whatever it would find now.
+    monkeypatch.setattr(lora_compile, "weigh", lambda *_some, **_named: (False, "no"))
+    train(base, tiles, tmp_path / "torn", compile="auto", **STEPS)
+    assert files(tmp_path / "torn") == files(tmp_path / "whole")
+    train(base, tiles, tmp_path / "plain", **STEPS)
+    weights = [(tmp_path / name / WEIGHTS_NAME).read_bytes() for name in ("whole", "plain")]
+    assert weights[0] != weights[1], "the compiled steps did count"
+
+
+def test_from_the_first_step_on(
+    base: Path, tiles: list[TrainTile], tmp_path: Path, coarse: Coarse
+) -> None:
+    options: dict[str, Any] = {
+        "compile": "always", "crop_fraction": 0.6, "crop_ratios": ((1, 1), (4, 3)),
+        "gradient_checkpointing": True,
+    }  # fmt: skip
+    train(base, tiles, tmp_path / "whole", val_tiles=tiles[:1], **options)
+    assert read_choice(tmp_path / "whole")["from_step"] == 1
+    with pytest.raises(KilledError):
+        train(base, tiles, tmp_path / "torn", kill_at=5, val_tiles=tiles[:1], **options)
+    said: list[str] = []
+    train(
+        base, tiles, tmp_path / "torn", val_tiles=tiles[:1], note=said.append,
+        **{**options, "compile": "never"},
+    )  # fmt: skip
+    assert len(said) == 1
+    assert "finetune.compile is now never, but this training goes on as it began" in said[0]
+    assert files(tmp_path / "torn") == files(tmp_path / "whole")
+
+
+def test_the_held_out_loss_is_measured_as_it_always_is(
+    base: Path, tiles: list[TrainTile], tmp_path: Path, coarse: Coarse
+) -> None:
+    for setting in ("always", "never"):
+        train(
+            base, tiles, tmp_path / setting, val_tiles=tiles[:1], compile=setting, learning_rate=1e-9,
+            max_train_steps=1,
+        )  # fmt: skip
+    one, other = (read_val_losses(tmp_path / setting)[0] for setting in ("always", "never"))
+    assert one == other
+    assert coarse.graphs
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_where_it_fails_the_training_goes_on_without(
+    base: Path,
+    tiles: list[TrainTile],
+    tmp_path: Path,
+    fails_at: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    options: dict[str, Any] = {"crop_fraction": 0.5, "compile": "always", "note": said.append}
+    monkeypatch.setattr(lora_compile, "_BACKEND", Coarse(fails_at))
+    train(base, tiles, tmp_path / "run", **options)
+    choice = read_choice(tmp_path / "run")
+    assert "it failed at step" in said[-1]
+    assert "no compiler was found" in said[-1]
+    assert len(said) == 2
+    if fails_at == 1:
+        assert choice["from_step"] is None
+        train(base, tiles, tmp_path / "plain", crop_fraction=0.5)
+        weights = [(tmp_path / name / WEIGHTS_NAME).read_bytes() for name in ("run", "plain")]
+        assert weights[0] == weights[1]
+
+
+def test_on_a_cpu_it_is_not_done_by_itself(
+    base: Path, tiles: list[TrainTile], tmp_path: Path, coarse: Coarse
+) -> None:
+    said: list[str] = []
+    train(base, tiles, tmp_path / "run", compile="auto", note=said.append)
+    assert said == ["not compiled: on a CPU compiled steps are no faster"]
+    assert not coarse.graphs
+
+
+def test_layers_that_are_not_plain_are_left_as_they_are(
+    base: Path, tiles: list[TrainTile], tmp_path: Path, coarse: Coarse
+) -> None:
+    said: list[str] = []
+    train(
+        base, tiles, tmp_path / "run", compile="always", use_dora=True, note=said.append,
+        max_train_steps=2,
+    )  # fmt: skip
+    assert "those of a DoRA are left as they are" in said[0]
+    assert not coarse.graphs
+
+
+def test_another_setting_counts_where_nothing_is_done_yet(tmp_path: Path) -> None:
+    def choose(setting: str, start: int) -> Any:
+        return Compiling(
+            setting, tmp_path, device="cpu", num_shapes=1, num_steps=9, blocked=None, start=start,
+            writes=True, note=lambda _text: None,
+        ).choice  # fmt: skip
+
+    assert choose("always", 0).from_step == 1
+    assert choose("never", 3).from_step == 1
+    assert choose("never", 0).from_step is None
+    assert not (tmp_path / COMPILE_NAME).exists()
+    assert choose("always", 3).from_step == 4
+
+
+def test_it_is_no_making_setting() -> None:
+    settings = make_config({"finetune": {"compile": "always"}}, where="here").finetune
+    assert "compile" not in settings.settings("making")
+    assert settings.settings("runtime")["compile"] == "always"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_with_torchs_own_compiler(base: Path, tiles: list[TrainTile], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"compile": "always", "max_train_steps": 5}
+    train(base, tiles, tmp_path / "whole", **options)
+    assert read_choice(tmp_path / "whole")["reason"] == "finetune.compile is always", "it failed"
+    with pytest.raises(KilledError):
+        train(base, tiles, tmp_path / "torn", kill_at=4, **options)
+    train(base, tiles, tmp_path / "torn", **options)
+    assert files(tmp_path / "torn") == files(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_without_a_compiler(
+    base: Path, tiles: list[TrainTile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        train(base, tiles, tmp_path / "run", compile="always", note=said.append)
+    assert "it failed at step 1" in said[-1]
+    train(base, tiles, tmp_path / "plain")
+    weights = [(tmp_path / name / WEIGHTS_NAME).read_bytes() for name in ("run", "plain")]
+    assert weights[0] == weights[1]
+    assert read_choice(tmp_path / "run")["from_step"] is None
