@@ -9,6 +9,7 @@ a LoRA of rank 16; sizes of what autograd keeps, in bfloat16 with LoRA weights i
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ _TFLOP: Final = {False: (12.156, 2.032), True: (16.765, 2.571)}
 _VAE_ENCODE_TFLOP: Final = 4.879
 _OPTIMIZER_BYTES: Final = {"adamw": 16, "adamw8bit": 10, "prodigy": 36}
 """A LoRA weight, its gradient, and what the optimizer keeps of it."""
+_NEEDS: Final = {"int8": "torchao", "nf4": "bitsandbytes", "adamw8bit": "bitsandbytes"}
+"""Packages that come with no installation of ours."""
 _RUNTIME_GB: Final = 0.6
 """What the driver and its libraries take."""
 _SHARES: Final = (0.15, 0.4)
@@ -158,6 +161,7 @@ def check_run(config: Config, folder: Path, *, num_tiles: int | None) -> list[Ch
     speed, memory_gb = _look_at_gpu()
     small = config.prepare.resolution < _SMALL_FOR_SDXL
     return [
+        *_check_packages(settings),
         Check(
             "fine-tune",
             not small,
@@ -169,6 +173,19 @@ def check_run(config: Config, folder: Path, *, num_tiles: int | None) -> list[Ch
         _judge_memory(expected, settings, memory_gb),
         _judge_time(expected, speed, on_gpu=memory_gb is not None),
         _judge_disk(expected, free_bytes(folder.resolve()) / GB),
+    ]
+
+
+def _check_packages(settings: FinetuneConfig) -> list[Check]:
+    """A line for every package that the settings ask for and that is not there."""
+    wanted = {
+        f"base_weights: {settings.base_weights}": _NEEDS.get(settings.base_weights),
+        f"optimizer: {settings.optimizer}": _NEEDS.get(settings.optimizer),
+    }
+    return [
+        Check("package", False, f"finetune.{setting} needs {package}", f"pip install {package}")
+        for setting, package in wanted.items()
+        if package and importlib.util.find_spec(package) is None
     ]
 
 

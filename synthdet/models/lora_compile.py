@@ -111,7 +111,8 @@ class Compiling:
         if choice.setting == self._setting:
             return choice
         if start == 0:
-            self._path.unlink(missing_ok=True)
+            if self._writes:
+                self._path.unlink(missing_ok=True)
             return None
         self._note(
             f"finetune.compile is now {self._setting}, but this training goes on as it began, "

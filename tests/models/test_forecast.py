@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_too_little_memory_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_look_at_gpu", lambda: (100.0, memory_gb))
-    said, memory, time, disk = check_run(config(**finetune), tmp_path, num_tiles=40)
+    said, memory, time, disk = check_run(config(**finetune), tmp_path, num_tiles=40)[-4:]
     assert "worked out, not measured" in said.detail
     assert "40 train tiles" in said.detail
     assert not memory.ok
@@ -101,6 +102,21 @@ def test_this_machine_is_timed() -> None:
     tflops, _memory = module._look_at_gpu()
     assert tflops is not None
     assert tflops > 0
+
+
+def test_packages_that_are_missing_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_look_at_gpu", lambda: (100.0, 80.0))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    first, second, *_rest = check_run(
+        config(base_weights="nf4", optimizer="adamw8bit"), tmp_path, num_tiles=40
+    )
+    assert (first.ok, second.ok) == (False, False)
+    assert "base_weights: nf4 needs bitsandbytes" in first.detail
+    assert "optimizer: adamw8bit needs bitsandbytes" in second.detail
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: True)
+    assert check_run(config(base_weights="nf4"), tmp_path, num_tiles=40)[0].name == "fine-tune"
 
 
 def test_pictures_too_small_for_sdxl_are_told(
