@@ -50,6 +50,7 @@ from synthdet.core.records import (
     SyntheticImage,
     Tile,
 )
+from synthdet.core.tiling import plan_overlap
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import Detector, DetectorTrainer
 from synthdet.progress import Reporter
@@ -71,6 +72,7 @@ from synthdet.stages.label_detectors import (
     refuse_other_detectors,
     take_over,
 )
+from synthdet.stages.label_tiles import look_in_tiles
 from synthdet.workspace import (
     StageFolder,
     Workspace,
@@ -138,6 +140,10 @@ def run(
                 "label",
                 f"the run's own detector is that of {own.name}: nothing it learns from has changed",
             )
+    if config.label.tile_side is not None:
+        side = config.label.tile_side
+        overlap = plan_overlap(side, _large_animal(given) or side / 4)
+        open_detector = look_in_tiles(open_detector, side, overlap, folder.path)
     looking = open_all(folder, config.label, given.class_names, open_detector)
     who = describe(folder.path / DETECTORS_NAME, config.label, looking) if given.images else []
     by_text = [one for one in who if one["queries"] is not None]
@@ -211,6 +217,16 @@ def _is_whole(folder: StageFolder, config: Config, given: _Labelled) -> bool:
 def _has_detectors(folder: StageFolder, config: Config) -> bool:
     told = config.label.weights is None or (folder.path / DETECTORS_NAME).exists()
     return told and not own_is_missing(folder, config.label)
+
+
+def _large_animal(given: _Labelled) -> float:
+    """Longer side of a large animal in the real train tiles, in pixels; 0 where there is none."""
+    real = [box for tile in given.tiles if tile.split == "train" for box in tile.boxes]
+    prior = size_prior(real)
+    if prior is not None:
+        return prior.longest
+    sides = [max(x2 - x1, y2 - y1) for x1, y1, x2, y2 in (box.xyxy for box in real)]
+    return max(sides, default=0.0)
 
 
 # --- the detector ------------------------------------------------------------------------------

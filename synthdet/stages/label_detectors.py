@@ -149,9 +149,9 @@ def hash_named(settings: LabelConfig) -> dict[str, str]:
 
 
 def making_settings(settings: LabelConfig) -> dict[str, Any]:
-    """What the lock compares. Runs that were labelled before `queries` was a setting go on."""
-    making = settings.settings("making")
-    return {name: value for name, value in making.items() if (name, value) != ("queries", None)}
+    """What the lock compares. Runs that were labelled before `queries` or `tile_side` was a setting go on."""
+    making, newer = settings.settings("making"), ("queries", "tile_side")
+    return {name: value for name, value in making.items() if name not in newer or value is not None}
 
 
 def refuse_other_detectors(folder: StageFolder, settings: LabelConfig) -> None:

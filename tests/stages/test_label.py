@@ -24,6 +24,7 @@ from synthdet.core.records import (
 from synthdet.errors import SynthdetError
 from synthdet.stages import label as label_stage
 from synthdet.stages.label_detectors import DETECTION_BATCH, FAILED
+from synthdet.stages.label_detectors import VAL_DETECTIONS_NAME as VAL
 from synthdet.workspace import (
     Workspace,
     append_records,
@@ -621,6 +622,25 @@ def test_the_own_detector_is_not_trained_again_for_what_it_does_not_learn_from(
     run(prepared, "label.max_train_steps=6", trainer=trainer, redo=True)
     assert trainer.calls == 2
     assert detector.calls > 0
+
+
+def test_large_pictures_are_looked_at_in_tiles_where_asked(
+    prepared: tuple[Workspace, Config, FakeDetector],
+) -> None:
+    """Pictures are 72 x 48: with a larger side all is as without, with a smaller one tiles are looked at."""
+    workspace, _, detector = prepared
+    raw = workspace.stage("label").path / "detections.jsonl"
+    run(prepared)
+    before = raw.read_bytes()
+    run(prepared, "label.tile_side=72", trainer=no_model, redo=True)
+    assert raw.read_bytes() == before
+    detector.paths.clear()
+    run(prepared, "label.tile_side=48", trainer=no_model, redo=True)
+    assert {path.suffix for path in detector.paths} == {".bmp"}
+    assert len(detector.paths) == 2 * (47 + len(read_records(raw.with_name(VAL), Detections)))
+    assert not list(workspace.root.rglob(".tmp-*"))
+    with pytest.raises(SynthdetError, match=r"label\.tile_side"):
+        run(prepared, "label.tile_side=56", trainer=no_model)
 
 
 def test_a_path_that_is_none_elsewhere_does_not_set_the_labels_aside(
