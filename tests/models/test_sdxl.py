@@ -27,7 +27,7 @@ from synthdet.models import sdxl
 from synthdet.models.devices import memory_errors, resolve_device, resolve_dtype
 from synthdet.models.protocols import PictureRequest
 from synthdet.models.sdxl import SdxlGenerator
-from synthdet.models.sdxl_batch import decode, give_detail_back
+from synthdet.models.sdxl_batch import _to_pictures, decode, give_detail_back
 from tests.tiny import tiny_sdxl, tiny_vae
 
 WIDTH, HEIGHT = 64, 48
@@ -146,6 +146,16 @@ def test_a_picture_with_a_nan_is_black_and_the_others_are_not(base: Path) -> Non
     assert whole.shape == (HEIGHT, WIDTH, 3)
     assert whole.any()
     assert not torn.any()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_one_pixel_that_overflows_is_enough(value: float) -> None:
+    """Else it is a white or black spot that no look at the whole picture finds."""
+    drawn = torch.zeros(2, 3, HEIGHT, WIDTH, dtype=torch.float16)
+    drawn[0, 1, 5, 7] = value
+    torn, whole = _to_pictures(drawn)
+    assert not torn.any()
+    assert (whole == 128).all()
 
 
 def test_a_vae_that_overflows_draws_in_float32(base: Path) -> None:
