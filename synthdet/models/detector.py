@@ -25,6 +25,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -70,18 +71,25 @@ class _Child:
 
 
 class DetectorProcess:
-    """The child, started with the first job. Jobs are done one after the other.
+    """A child for each thread that asks, started with its first job, which it does one after the other.
 
     Args:
-        threads: Its threads on a CPU. Part of what it computes: another number, other last bits.
+        threads: Of a child on a CPU. Part of what it computes: another number, other last bits.
     """
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._child: _Child | None = None
-        self._stop: Callable[[], object] = lambda: None
-        self.opened_by: object = None
-        """Who had it open a detector last."""
+        self._mine = threading.local()
+        self._stops: dict[int, Callable[[], object]] = {}
+
+    @property
+    def opened_by(self) -> object:
+        """Who had this thread's child open a detector last."""
+        return getattr(self._mine, "opened_by", None)
+
+    @opened_by.setter
+    def opened_by(self, detector: object) -> None:
+        self._mine.opened_by = detector
 
     def ask(self, job: dict[str, Any], on_step: Callable[[int], None] | None = None) -> Any:
         """Have a job done and wait for it.
@@ -89,11 +97,7 @@ class DetectorProcess:
         Raises:
             SynthdetError: The job failed, or the child died.
         """
-        if self._child is None:
-            self._child = _start(self._threads)
-            # Also when this object is forgotten, or the program ends: no child stays behind.
-            self._stop = weakref.finalize(self, _end, self._child)
-        child = self._child
+        child = self._child()
         try:
             child.jobs.write(json.dumps(job) + "\n")
             child.jobs.flush()
@@ -111,10 +115,11 @@ class DetectorProcess:
         raise self._death(child)
 
     def close(self) -> None:
-        """End the child. A later job starts a new one."""
-        self._stop()
-        self._child = None
-        self.opened_by = None
+        """End all children, whoever waits for them. A later job starts a new one."""
+        for stop in list(self._stops.values()):
+            stop()
+        self._stops.clear()
+        self._mine = threading.local()
 
     def __enter__(self) -> Self:
         return self
@@ -122,11 +127,20 @@ class DetectorProcess:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
+    def _child(self) -> _Child:
+        child: _Child | None = getattr(self._mine, "child", None)
+        if child is None:
+            self._mine.child = child = _start(self._threads)
+            # Also when this object is forgotten, or the program ends: no child stays behind.
+            self._stops[child.process.pid] = weakref.finalize(self, _end, child)
+        return child
+
     def _death(self, child: _Child) -> SynthdetError:
         code = child.process.wait()
         child.log.seek(0)
         lines = child.log.read().decode("utf-8", errors="replace").split("\n")
-        self.close()
+        self._stops.pop(child.process.pid)()
+        self._mine.child = self._mine.opened_by = None
         if code == -signal.SIGKILL:
             return SynthdetError(
                 "the detector's process was killed: it may have run out of memory; lower train_batch_size "
@@ -163,8 +177,10 @@ def _start(threads: int) -> _Child:
 
 
 def _end(child: _Child) -> None:
-    """Close its input, which ends it, even in the middle of a job."""
-    child.answers.close()
+    """Close its input, which ends it, even in the middle of a job.
+
+    What it answers is closed last: a thread that waits for an answer holds that file until the child is gone.
+    """
     with contextlib.suppress(BrokenPipeError):  # it is dead already
         child.jobs.close()
     try:
@@ -172,6 +188,7 @@ def _end(child: _Child) -> None:
     except subprocess.TimeoutExpired:
         child.process.kill()
         child.process.wait()
+    child.answers.close()
     child.log.close()
 
 

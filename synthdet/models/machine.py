@@ -22,6 +22,8 @@ _STACK = (
 _SDXL_DOWNLOAD_GB = 8
 _RUN_FOLDER_GB = 5
 _SDXL_MEMORY_GB = 12
+_TRAINING_GB = 4
+"""What a detector's training on a CPU is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +124,33 @@ def _judge_gpu(name: str, memory_gb: float, compute_major: int) -> Check:
     return Check("gpu", True, detail)
 
 
-def _check_memory() -> Check:
+def memory_bytes() -> int:
+    """Memory of this machine, or of the container that this is."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         total = min(total, int(text))  # a container is killed at its own limit
+    return total
+
+
+def trainings_side_by_side(device: str, threads: int) -> int:
+    """How many detectors may be trained at the same time: on a GPU one.
+
+    Args:
+        device: "cpu" or "cuda".
+        threads: Of each training on a CPU.
+
+    Returns:
+        As many as have cores of their own and `_TRAINING_GB` of memory; at least 1.
+    """
+    if device != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min((cores or 1) // threads, int(memory_bytes() / GB / _TRAINING_GB)))
+
+
+def _check_memory() -> Check:
+    total = memory_bytes()
     detail = f"{total / GB:.0f} GB, {os.cpu_count()} cores"
     if total / GB >= _SDXL_MEMORY_GB:
         return Check("memory", True, detail)

@@ -13,7 +13,7 @@ Writes:
 Resume:
     An arm with a seed is one unit: trained, and tried on val and test. A unit that was interrupted
     starts again and gives the same weights; finished ones are not touched. So is a point of a sweep
-    with a seed; points can be asked for later.
+    with a seed; points can be asked for later. Several are made side by side; none knows of another.
 
 All arms have the same start weights, steps, picture size and seeds, in pairs. Whatever trains is
 real, an augmented copy of it, or synthetic; whatever is measured is real.
@@ -52,9 +52,19 @@ def run(
     *,
     open_trainer: Callable[[], DetectorTrainer],
     open_detector: Callable[[Path], Detector],
+    count_trainings: Callable[[], int] = lambda: 1,
     redo: bool = False,
 ) -> None:
     """Compare the arms and write the verdict.
+
+    Args:
+        workspace: The run.
+        config: Its settings.
+        reporter: Where to tell.
+        open_trainer: What it gives is asked by several threads at once, if more than one is trained.
+        open_detector: Called by the thread that trained its weights.
+        count_trainings: How many detectors are trained at the same time.
+        redo: Make anew what is there.
 
     Raises:
         SynthdetError: The export is not done or lost a file, no real picture to train on, or a used
@@ -84,7 +94,9 @@ def run(
     known: dict[tuple[str, int], Result] = {}
 
     def make(units: Sequence[Unit]) -> dict[tuple[str, int], Result]:
-        make_units(folder, study, config, units, reporter, open_trainer, open_detector)
+        make_units(
+            folder, study, config, units, reporter, open_trainer, open_detector, count_trainings
+        )
         for unit in units:
             if unit.key not in known:  # the ends of a curve are arms
                 known[unit.key] = measure(folder, study, unit)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -198,6 +199,7 @@ def make_units(
     reporter: Reporter,
     open_trainer: Callable[[], DetectorTrainer],
     open_detector: Callable[[Path], Detector],
+    count_trainings: Callable[[], int],
 ) -> None:
     """Train and try those units that are not whole yet; none opens a model if all are.
 
@@ -211,12 +213,15 @@ def make_units(
         raise SynthdetError("there is no real picture in train, so nothing to compare with")
     _check_files(folder.workspace, study, todo)
     steps, made = config.evaluate.max_train_steps, len(units) - len(todo)
+    lists = {unit.key: _write_lists(folder, study, unit) for unit in todo}
     trainer = open_trainer()
-    doing = f"training {len(units)} detectors"
+    at_once = min(count_trainings(), len(todo))
+    doing = f"training {len(units)} detectors" + (f", {at_once} at a time" if at_once > 1 else "")
     with reporter.bar(
         "evaluate", steps * len(units), unit="step", done=steps * made, doing=doing
     ) as advance:
-        for unit in todo:
+
+        def make(unit: Unit) -> None:
             done = 0
 
             def on_step(step: int) -> None:
@@ -226,21 +231,51 @@ def make_units(
 
             weights = weights_dir(folder, *unit.key)
             if not has_weights(weights):
-                trainer.train(
-                    _write_lists(folder, study, unit),
-                    weights,
-                    seed=unit.seed,
-                    max_train_steps=steps,
-                    train_batch_size=config.evaluate.train_batch_size,
-                    learning_rate=config.evaluate.learning_rate,
-                    image_size=config.side_for(config.evaluate),
-                    on_step=on_step,
-                )
+                _train(trainer, lists[unit.key], weights, unit.seed, config, on_step)
             on_step(steps)
             detector = open_detector(weights)
             for split, entries in study.tried():
                 path = predictions_path(folder, *unit.key, split)
                 write_records(path, _predict(folder.workspace, detector, entries))
+
+        if at_once == 1:
+            for unit in todo:
+                make(unit)
+        else:
+            _make_side_by_side(make, todo, at_once)
+
+
+def _make_side_by_side(make: Callable[[Unit], None], todo: Sequence[Unit], at_once: int) -> None:
+    """Each unit in one of so many threads; the first error ends all, those under way by their caller."""
+    pool = ThreadPoolExecutor(at_once, thread_name_prefix="evaluate")
+    try:
+        for done in as_completed([pool.submit(make, unit) for unit in todo]):
+            done.result()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _train(
+    trainer: DetectorTrainer,
+    data_yaml: Path,
+    weights: Path,
+    seed: int,
+    config: Config,
+    on_step: Callable[[int], None],
+) -> None:
+    settings = config.evaluate
+    trainer.train(
+        data_yaml,
+        weights,
+        seed=seed,
+        max_train_steps=settings.max_train_steps,
+        train_batch_size=settings.train_batch_size,
+        learning_rate=settings.learning_rate,
+        image_size=config.side_for(settings),
+        on_step=on_step,
+    )
 
 
 def _check_files(workspace: Workspace, study: Study, units: Sequence[Unit]) -> None:

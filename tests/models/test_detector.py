@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -329,8 +330,7 @@ def test_a_killed_child_is_an_error_and_leaves_no_weights(data_yaml: Path, tmp_p
     with DetectorProcess(threads=1) as child:
 
         def kill(step: int) -> None:
-            assert child._child is not None
-            os.kill(child._child.process.pid, signal.SIGKILL)
+            os.kill(child._mine.child.process.pid, signal.SIGKILL)
 
         trainer = ChildTrainer("yolo11n", device="cpu", threads=1, process=child)
         with pytest.raises(SynthdetError, match="was killed.*train_batch_size"):
@@ -351,8 +351,7 @@ def test_a_detector_whose_process_was_killed_draws_on_in_a_new_one(
     with DetectorProcess(threads=1) as child:
         detector = opened(child, weights)
         before = detector.detect([tmp_path / "wide.png"], min_confidence=1e-6)
-        assert child._child is not None
-        os.kill(child._child.process.pid, signal.SIGKILL)
+        os.kill(child._mine.child.process.pid, signal.SIGKILL)
         with pytest.raises(SynthdetError, match="was killed"):
             detector.detect([tmp_path / "wide.png"], min_confidence=1e-6)
         assert detector.detect([tmp_path / "wide.png"], min_confidence=1e-6) == before
@@ -365,7 +364,7 @@ from pathlib import Path
 from synthdet.models.detector import DetectorProcess, ChildTrainer
 child = DetectorProcess(1)
 trainer = ChildTrainer("yolo11n", device="cpu", threads=1, process=child)
-say = lambda step: print(child._child.process.pid, flush=True)
+say = lambda step: print(child._mine.child.process.pid, flush=True)
 trainer.train(Path({str(data_yaml)!r}), Path({str(tmp_path / "weights")!r}), seed=0, max_train_steps=5000,
     train_batch_size=4, learning_rate=1e-3, image_size=64, on_step=say)
 """
@@ -384,3 +383,39 @@ trainer.train(Path({str(data_yaml)!r}), Path({str(tmp_path / "weights")!r}), see
                 continue
         return
     raise AssertionError("the child is still running")
+
+
+def test_every_thread_has_a_child_of_its_own_and_closing_ends_those_at_work(
+    data_yaml: Path, tmp_path: Path
+) -> None:
+    begun = threading.Barrier(3, timeout=120)
+    errors: list[BaseException] = []
+
+    def train_long(name: str) -> None:
+        met = False
+
+        def on_step(_step: int) -> None:
+            nonlocal met
+            if not met:
+                met = True
+                begun.wait()
+
+        try:
+            ChildTrainer("yolo11n", device="cpu", threads=1, process=process).train(
+                data_yaml, tmp_path / name, seed=0, max_train_steps=100_000, train_batch_size=4,
+                learning_rate=1e-3, image_size=SIZE, on_step=on_step,
+            )  # fmt: skip
+        except (SynthdetError, ValueError) as error:  # its files are closed under it
+            errors.append(error)
+
+    process = DetectorProcess(threads=1)
+    threads = [threading.Thread(target=train_long, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    begun.wait()  # both train at the same time
+    process.close()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert len(errors) == 2
+    assert not list(tmp_path.rglob("names.json"))

@@ -176,8 +176,7 @@ def test_same_arguments_same_bits_also_after_a_kill(
 
         def kill(step: int) -> None:
             if step == 2:
-                assert child._child is not None
-                os.kill(child._child.process.pid, signal.SIGKILL)
+                os.kill(child._mine.child.process.pid, signal.SIGKILL)
 
         with pytest.raises(SynthdetError, match="was killed.*train_batch_size"):
             train(child, start, data_yaml, tmp_path / "again", max_train_steps=400, on_step=kill)

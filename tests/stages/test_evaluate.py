@@ -5,6 +5,7 @@ import csv
 import io
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ def run(
     trainer: Any = None,
     detector: Any = None,
     redo: bool = False,
+    at_once: int = 1,
 ) -> str:
     workspace, config, entries = prepared
     reporter, said = quiet()
@@ -115,6 +117,7 @@ def run(
         open_trainer=lambda: trainer or FakeDetectorTrainer(),
         open_detector=detector
         or detectors(entries, real=lambda _: 0.5, real_plus_synthetic=lambda _: 1.0),
+        count_trainings=lambda: at_once,
         redo=redo,
     )
     return said.getvalue()
@@ -157,6 +160,47 @@ def test_whole(prepared: Prepared) -> None:
     assert (verdict["test_pictures"], verdict["test_boxes"], verdict["test_groups"]) == (6, 6, 3)
     assert verdict["verdict"] in said.lower()
     assert "4 synthetic pictures" in verdict["sentence"]
+
+
+def bytes_in(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "stage.json"  # seconds
+    }
+
+
+class MeetingTrainer(FakeDetectorTrainer):
+    """Goes on only when another training is under way too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meeting = threading.Barrier(2, timeout=20)
+
+    def train(self, *arguments: Any, **settings: Any) -> None:
+        self.meeting.wait()
+        super().train(*arguments, **settings)
+
+
+def test_detectors_are_trained_side_by_side_with_the_same_result(prepared: Prepared) -> None:
+    run(prepared)
+    folder = prepared[0].stage("evaluate").path
+    alone = bytes_in(folder)
+    run(prepared, trainer=MeetingTrainer(), redo=True, at_once=2)
+    assert bytes_in(folder) == alone
+
+
+def test_an_error_of_one_ends_those_beside_it_and_what_was_whole_stays(prepared: Prepared) -> None:
+    with pytest.raises(PlannedError):
+        run(prepared, trainer=FakeDetectorTrainer(fail_at=3), at_once=3)
+    for thread in threading.enumerate():
+        if thread.name.startswith("evaluate"):
+            thread.join()
+    weights = prepared[0].stage("evaluate").path / "weights"
+    whole = len(list(weights.rglob("names.json")))
+    again = FakeDetectorTrainer()
+    run(prepared, trainer=again, at_once=3)
+    assert again.calls == 4 - whole
 
 
 def test_arms_hold_what_they_are_called(prepared: Prepared) -> None:
