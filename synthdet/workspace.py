@@ -365,6 +365,7 @@ class StageFolder:
         inputs: Mapping[str, str],
         decisions: Mapping[str, Any] | None = None,
         decision_inputs: Mapping[str, str] | None = None,
+        newer: Iterable[str] = (),
         redo: bool = False,
         note: Callable[[str], None] = lambda _text: None,
     ) -> bool:
@@ -376,6 +377,8 @@ class StageFolder:
                 aside and the stage starts afresh.
             decisions: Decision settings. A change reopens the stage; what was made stays.
             decision_inputs: Fingerprint of each input of what is *decided*. As `decisions`.
+            newer: Making settings that came later, null where nothing was asked for: a lock without one
+                counts as one with null.
             redo: Set the old folder aside and start afresh.
             note: Hears what was set aside and why.
 
@@ -392,6 +395,8 @@ class StageFolder:
             "decision_inputs": dict(decision_inputs or {}),
         }
         lock = None if redo else self.lock()
+        if lock is not None:
+            lock["settings"] = dict.fromkeys(newer) | lock["settings"]
         if redo and self.path.exists():
             note(f"--redo: the old folder is kept as {self._set_aside().name}")
         elif lock is not None:

@@ -58,13 +58,13 @@ from synthdet.stages._detector import BY_TEXT_WARNING
 from synthdet.stages.label_detectors import (
     DETECTORS_NAME,
     FAILED,
+    NEWER,
     VAL_DETECTIONS_NAME,
     describe,
     draw_all,
     find_own,
     hash_named,
     known_classes,
-    making_settings,
     missing,
     not_looked_for,
     open_all,
@@ -115,10 +115,11 @@ def run(
     if not redo:
         refuse_other_detectors(folder, config.label)
     done = folder.claim(
-        settings=making_settings(config.label),
+        settings=config.label.settings("making"),
         inputs=inputs,
         decisions=config.label.settings("decision"),
         decision_inputs={"filter": workspace.stage("filter").output()},
+        newer=NEWER,
         redo=redo,
         note=lambda text: reporter.note("label", text),
     )

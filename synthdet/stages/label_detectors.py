@@ -46,6 +46,8 @@ VAL_DETECTIONS_NAME = "val_detections.jsonl"
 _LOOKED_FOR = ("class_map", "queries")
 _NAMED_BY = ("weights", *_LOOKED_FOR)
 """The settings that say which detectors look, and for what."""
+NEWER = ("queries", "tile_side")
+"""Making settings that came later, null by default: runs that were labelled before go on."""
 _LEARNED_BY = (
     "detector", "image_size", "max_train_steps", "train_batch_size", "learning_rate", "seed"
 )  # fmt: skip
@@ -119,8 +121,8 @@ def find_own(folder: StageFolder, settings: LabelConfig, inputs: Mapping[str, st
     lock_path = aside[0] / folder.lock_path.name
     if not lock_path.exists():
         return None
-    lock, now = read_json(lock_path), making_settings(settings)
-    if lock["settings"] == now and lock["inputs"] == dict(inputs):
+    lock, now = read_json(lock_path), settings.settings("making")
+    if dict.fromkeys(NEWER) | lock["settings"] == now and lock["inputs"] == dict(inputs):
         return None
     learned = all(lock["settings"].get(key) == now[key] for key in _LEARNED_BY)
     return aside[0] if learned and lock["inputs"].get("prepare") == inputs["prepare"] else None
@@ -146,12 +148,6 @@ def hash_named(settings: LabelConfig) -> dict[str, str]:
     if not found:
         return {}
     return {"label.weights": found[0] if len(found) == 1 else hash_json(found)}
-
-
-def making_settings(settings: LabelConfig) -> dict[str, Any]:
-    """What the lock compares. Runs that were labelled before `queries` or `tile_side` was a setting go on."""
-    making, newer = settings.settings("making"), ("queries", "tile_side")
-    return {name: value for name, value in making.items() if name not in newer or value is not None}
 
 
 def refuse_other_detectors(folder: StageFolder, settings: LabelConfig) -> None:
@@ -192,14 +188,12 @@ def refuse_other_detectors(folder: StageFolder, settings: LabelConfig) -> None:
 
 def _look_for_another(folder: StageFolder, lock: Mapping[str, Any], settings: LabelConfig) -> None:
     """Let another `class_map` or other `queries` take the place of those in the lock."""
-    before, making = dict(lock["settings"]), making_settings(settings)
+    before, making = lock["settings"], settings.settings("making")
     if all(before.get(key) == making.get(key) for key in _LOOKED_FOR):
         return
     for name in (DETECTORS_NAME, VAL_DETECTIONS_NAME):  # made by what was looked for before
         (folder.path / name).unlink(missing_ok=True)
-    for key in _LOOKED_FOR:
-        before.pop(key, None)
-    now = {key: making[key] for key in _LOOKED_FOR if key in making}
+    now = {key: making[key] for key in _LOOKED_FOR}
     write_json(folder.lock_path, {**lock, "settings": before | now})
 
 

@@ -30,6 +30,7 @@ from synthdet.workspace import (
     append_records,
     read_json,
     read_records,
+    write_json,
     write_records,
 )
 from tests.fakes import FakeDetector, FakeDetectorTrainer, PlannedError
@@ -639,8 +640,26 @@ def test_large_pictures_are_looked_at_in_tiles_where_asked(
     assert {path.suffix for path in detector.paths} == {".bmp"}
     assert len(detector.paths) == 2 * (47 + len(read_records(raw.with_name(VAL), Detections)))
     assert not list(workspace.root.rglob(".tmp-*"))
-    with pytest.raises(SynthdetError, match=r"label\.tile_side"):
+    with pytest.raises(SynthdetError, match=r"label\.tile_side was 48 and is now 56"):
         run(prepared, "label.tile_side=56", trainer=no_model)
+
+
+def test_a_setting_that_came_later_is_refused_as_any_other(
+    prepared: tuple[Workspace, Config, FakeDetector],
+) -> None:
+    """Also in a folder of before it was one: there it counts as null, and the folder goes on."""
+    run(prepared)
+    lock_path = prepared[0].stage("label").lock_path
+    lock = read_json(lock_path)
+    assert lock["settings"]["tile_side"] is None
+    for name in ("tile_side", "queries"):
+        with pytest.raises(SynthdetError, match=r"label\.tile_side was None and is now 64"):
+            run(prepared, "label.tile_side=64", detector=no_model)
+        del lock["settings"][name]
+        write_json(lock_path, lock)
+        run(prepared, detector=no_model)
+    with pytest.raises(SynthdetError, match=r"label\.queries was None and is now"):
+        run(prepared, "label.queries={seal: [a seal]}", detector=no_model)
 
 
 def test_a_path_that_is_none_elsewhere_does_not_set_the_labels_aside(
