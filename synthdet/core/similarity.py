@@ -626,7 +626,7 @@ def find_twins(
 
 
 def _count_differing(here: Packed, there: Packed) -> NDArray[np.float64]:
-    """``(len(here), len(there))``: whole numbers, as the library gives them on all cores."""
+    """``(len(here), len(there))``: whole numbers, of the library, which is asked for all cores."""
     counted = simsimd.cdist(here, there, metric="hamming", dtype="bin8", threads=0)
     return np.asarray(counted, dtype=np.float64).reshape(len(here), len(there))
 

@@ -156,6 +156,9 @@ def run(
 
     given = _read_given(workspace, config)
     open_embedder = once(open_embedder)
+    if config.filter.prompt_agreement and not _has_prompt_agreement(folder, given):
+        # Before the pictures, which take long: a checkpoint that reads no texts is refused at once.
+        _embed_prompts(folder, given, config, reporter, open_embedder)
     cache = _embed(folder, given, config, reporter, open_embedder)
     train = [tile for tile in given.tiles if tile.split == "train"]
     animals = _real_tiles([tile for tile in train if tile.boxes], cache)
@@ -171,7 +174,7 @@ def run(
     unchanged = _write_centroid(folder.path / "centroid.npy", centroids)
     if not (unchanged and _has_scores(folder.path / "scores.jsonl", given)):
         _write_scores(folder, given, cache, animals, backgrounds, centroids)
-    if config.filter.prompt_agreement and not _has_prompt_agreement(folder):
+    if config.filter.prompt_agreement and not _has_prompt_agreement(folder, given):
         _add_prompt_agreement(folder, given, cache, config, reporter, open_embedder)
     dropped = _write_decisions(folder, given, calibration)
     quality, between_real = _measure_quality(folder, given, cache, animals)
@@ -337,7 +340,7 @@ class _Work:
             if not self._has_worked:
                 raise
             return {sound[0][0].sha256: Embedded(None, FAILED)}
-        _check_finite(rows, sound)
+        _check_finite(rows, [str(content.path) for content, _ in sound])
         self._has_worked = True
         return {
             content.sha256: Embedded(row, None)
@@ -374,12 +377,12 @@ def _check_real(content: _Content, fault: str | None) -> None:
         raise SynthdetError(f"filter.model fails on the real tile {content.path}: name another")
 
 
-def _check_finite(rows: Embeddings, sound: Sequence[tuple[_Content, Picture]]) -> None:
+def _check_finite(rows: Embeddings, embedded: Sequence[str]) -> None:
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
-        path = sound[int(finite.argmin())][0].path
+        what = embedded[int(finite.argmin())]
         raise SynthdetError(
-            f"filter.model gives no finite embedding of {path}: its weights are damaged, name another"
+            f"filter.model gives no finite embedding of {what}: its weights are damaged, name another"
         )
 
 
@@ -496,10 +499,17 @@ def _with_embeddings(
 # --- prompts -----------------------------------------------------------------------------------
 
 
-def _has_prompt_agreement(folder: StageFolder) -> bool:
-    """Whether every picture that has an embedding was held against its prompt."""
-    scores = _each(folder.path / "scores.jsonl", Score)
-    return all(one.fault is not None or one.prompt_agreement is not None for one in scores)
+def _has_prompt_agreement(folder: StageFolder, given: _Given) -> bool:
+    """Whether every picture that has an embedding was held against its prompt, and none that has no prompt."""
+    return _has_scores(folder.path / "scores.jsonl", given) and all(
+        (score.prompt_agreement is not None) == _can_agree(score, image)
+        for score, image in _scored(folder, given)
+    )
+
+
+def _can_agree(score: Score, image: SyntheticImage) -> bool:
+    """Whether there is something on both sides: pictures that were taken in may have no prompt."""
+    return score.fault is None and bool(image.prompt)
 
 
 def _add_prompt_agreement(
@@ -515,19 +525,28 @@ def _add_prompt_agreement(
     path = folder.path / "scores.jsonl"
     with atomic_path(path) as temporary, temporary.open("wb") as handle:
         for block in _in_blocks(_scored(folder, given), _AT_A_TIME):
-            sound = [image for score, image in block if score.fault is None]
-            pictures = cache.rows([image.sha256 for image in sound])
-            texts = prompts.rows([_hash_text(image.prompt) for image in sound])
-            cosines = iter(np.round((pictures * texts).sum(axis=1, dtype=np.float64), 6).tolist())
+            asked = [image for score, image in block if _can_agree(score, image)]
+            cosines = iter(_agreements(asked, cache, prompts))
+            found = [next(cosines) if _can_agree(score, image) else None for score, image in block]
             _write_lines(
                 handle,
                 [
-                    score
-                    if score.fault is not None
-                    else score.model_copy(update={"prompt_agreement": next(cosines)})
-                    for score, _image in block
+                    score.model_copy(update={"prompt_agreement": agreement})
+                    for (score, _image), agreement in zip(block, found, strict=True)
                 ],
             )
+
+
+def _agreements(
+    images: Sequence[SyntheticImage], cache: EmbeddingCache, prompts: EmbeddingCache
+) -> list[float]:
+    """Cosine of each picture to its prompt, -1..1."""
+    if not images:
+        return []
+    pictures = cache.rows([image.sha256 for image in images])
+    texts = prompts.rows([_hash_text(image.prompt) for image in images])
+    cosines: list[float] = np.round((pictures * texts).sum(axis=1, dtype=np.float64), 6).tolist()
+    return cosines
 
 
 def _embed_prompts(
@@ -541,11 +560,14 @@ def _embed_prompts(
     prompts = EmbeddingCache(folder.path / "embeddings" / "prompts", config.filter.model)
     for block in _in_blocks(_different_prompts(given), BLOCK):
         new = {sha256: text for sha256, text in block if sha256 not in prompts}
+        if not new:
+            continue
         with reporter.bar(
             "filter", len(block), done=len(block) - len(new), doing="reading prompts"
         ) as advance:
             for batch in _in_blocks(new.items(), config.filter.batch_size):
                 rows = open_embedder().embed_texts([text for _sha256, text in batch])
+                _check_finite(rows, [f"the prompt {text!r}" for _sha256, text in batch])
                 known = zip(batch, rows, strict=True)
                 prompts.add_part({sha256: Embedded(row, None) for (sha256, _), row in known})
                 advance(len(batch))
@@ -555,9 +577,11 @@ def _embed_prompts(
 
 
 def _different_prompts(given: _Given) -> Iterator[tuple[str, str]]:
-    """Hash and text of every prompt, once."""
+    """Hash and text of every prompt, once; no empty one."""
     seen = set[int]()
     for image in given.images():
+        if not image.prompt:
+            continue
         sha256 = _hash_text(image.prompt)
         key = int(sha256[:16], 16)
         if key not in seen:

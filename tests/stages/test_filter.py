@@ -633,6 +633,75 @@ def test_prompts_once_read_are_kept_whatever_comes_in_between(
     assert scores.read_bytes() == first
 
 
+def test_a_picture_without_a_prompt_is_not_unlike_it(prepared: tuple[Workspace, Config]) -> None:
+    workspace, _ = prepared
+    folder = workspace.stage("generate")
+    without = 3
+    images = give_prompts(workspace)
+    images[without] = images[without].model_copy(update={"prompt": ""})
+    write_records(folder.path / "images.jsonl", images)
+    finish(folder, ["images.jsonl"])
+    asked = ("filter.threshold=-1", "filter.prompt_agreement=true", "filter.prompt_threshold=1")
+    embedder = FakeEmbedder()
+    run(prepared, embedder, *asked)
+    assert "" not in embedder.texts
+    path = workspace.stage("filter").path / "scores.jsonl"
+    first, scores = path.read_bytes(), read_records(path, Score)
+    found = [one.prompt_agreement for one in scores if one.fault is None]
+    assert scores[without].prompt_agreement is None
+    assert found.count(None) == 1
+    assert decisions_of(workspace)[without].reason != "unlike its prompt"
+    assert decisions_of(workspace)[0].reason == "unlike its prompt"
+    # Scores of before, which held it against the empty text, are put right; others are left as they are.
+    scores[without] = scores[without].model_copy(update={"prompt_agreement": -0.9})
+    write_records(path, scores)
+    run(prepared, embedder, *asked[:2])
+    assert path.read_bytes() == first
+    counts = (workspace.stage("filter").lock() or {})["counts"]["prompt_agreement"]
+    assert counts["percentile_2"] > -0.9
+    written = path.stat().st_mtime_ns
+    run(prepared, embedder, *asked)
+    assert path.stat().st_mtime_ns == written
+
+
+def test_no_prompt_at_all(prepared: tuple[Workspace, Config]) -> None:
+    workspace, _ = prepared
+    folder = workspace.stage("generate")
+    images = [one.model_copy(update={"prompt": ""}) for one in give_prompts(workspace)]
+    write_records(folder.path / "images.jsonl", images)
+    finish(folder, ["images.jsonl"])
+    embedder = FakeEmbedder()
+    run(prepared, embedder, "filter.prompt_agreement=true")
+    assert embedder.texts == []
+    assert (workspace.stage("filter").lock() or {})["counts"]["prompt_agreement"] is None
+
+
+def test_a_model_that_reads_no_texts_is_refused_before_the_pictures(
+    prepared: tuple[Workspace, Config],
+) -> None:
+    class Mute(FakeEmbedder):
+        def embed_texts(self, texts: Any) -> Any:
+            raise SynthdetError("no text tower")
+
+    mute = Mute()
+    with pytest.raises(SynthdetError, match="no text tower"):
+        run(prepared, mute, "filter.prompt_agreement=true")
+    assert mute.calls == 0
+
+
+def test_a_prompt_whose_embedding_is_not_finite_is_an_error(
+    prepared: tuple[Workspace, Config],
+) -> None:
+    class Broken(FakeEmbedder):
+        def embed_texts(self, texts: Any) -> Any:
+            return super().embed_texts(texts) * np.float32("nan")
+
+    give_prompts(prepared[0])
+    with pytest.raises(SynthdetError, match="no finite embedding of the prompt 'whale 1"):
+        run(prepared, Broken(), "filter.prompt_agreement=true")
+    assert not list(prepared[0].root.rglob("prompts/*.npz"))
+
+
 def test_a_prompt_threshold_needs_the_score() -> None:
     with pytest.raises(SynthdetError, match="prompt_agreement: true"):
         set_values(Config(), ["filter.prompt_threshold=0.2"])
