@@ -197,7 +197,7 @@ class FinetuneConfig(Section):
     base_weights: Literal["full", "int8", "nf4"] = "full"
     """The frozen UNet's linear layers while a LoRA is trained: `int8`, in 8 bits (needs torchao and `gradient_checkpointing`), 2.9 GB instead of 5.1; `nf4`, in 4 bits (needs bitsandbytes), 1.8 GB, less true."""
     compile: Literal["auto", "never", "always"] = _runtime("auto")
-    """Compile the UNet's blocks while it trains: `auto`, where ten timed steps say that the steps that are left pay for it twice; `always`, from the first step on. What was decided is said and kept, and repeated by a training that goes on."""
+    """Compile the UNet's blocks while it trains: `auto`, where ten timed steps say that the steps that are left pay for it twice; `always`, from the first step on. What was decided is said and kept, and repeated by a training that goes on, whatever is set by then."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a third slower."""
     snr_gamma: float | None = Field(5.0, gt=0)

@@ -23,6 +23,7 @@ from typing import Any, Final
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 from peft import LoraConfig
+from torch import Tensor
 
 from synthdet.errors import SynthdetError
 from synthdet.models.checkpoints import (
@@ -33,7 +34,7 @@ from synthdet.models.checkpoints import (
 )
 from synthdet.models.devices import memory_errors, resolve_device, resolve_dtype
 from synthdet.models.lora_compile import COMPILE_NAME as COMPILE_NAME
-from synthdet.models.lora_compile import Compiling, compile_errors
+from synthdet.models.lora_compile import Compiling, compile_errors, tell_failure
 from synthdet.models.lora_data import NUM_SYMMETRIES, LatentCache, Material, count_anew
 from synthdet.models.lora_file import check_weights, serialise, serialise_kohya
 from synthdet.models.lora_int8 import to_int8
@@ -415,10 +416,11 @@ class SdxlLoraTrainer:
             if log and held_out and start == 0:
                 log.write(0, {"val_loss": training.measure_held_out(held_out)})
             for step in range(start + 1, self.max_train_steps + 1):
-                _make_step(training, step, materials, compiling)
+                _make_step(training, step, materials, compiling, team)
                 last = step == self.max_train_steps
                 validating = bool(held_out) and (last or step % self.validation_steps == 0)
                 stopping = team.agree(stop.is_set())  # all have to stop after the same step
+                saving = last or stopping or step % self.checkpointing_steps == 0
                 if step % _LOG_STEPS == 0 or last or validating:
                     figures = training.read_figures()
                     _check_finite(figures["loss"], step, checkpoints)
@@ -427,7 +429,7 @@ class SdxlLoraTrainer:
                         figures["val_loss"] = training.measure_held_out(held_out)
                     if log:
                         log.write(step, figures)
-                if last or stopping or step % self.checkpointing_steps == 0:
+                if saving:
                     _check_finite(training.largest_weight(), step, checkpoints)
                     if log:
                         save_checkpoint(
@@ -436,7 +438,7 @@ class SdxlLoraTrainer:
                 on_step(step, figures)
                 if stopping:
                     raise KeyboardInterrupt
-                compiling.mark(step)
+                compiling.mark(step, paused=validating or saving)
 
     def _open_compiling(
         self,
@@ -457,7 +459,7 @@ class SdxlLoraTrainer:
             self.compile,
             folder,
             device=resolve_device(self.device),
-            num_shapes=training.count_shapes(prior=_PRIOR in materials),
+            num_shapes=training.count_shapes(materials[_TILES], prior=_PRIOR in materials),
             num_steps=self.max_train_steps,
             blocked=blocked,
             start=start,
@@ -499,19 +501,31 @@ def _say_nothing(_text: str) -> None:
 
 
 def _make_step(
-    training: Training, step: int, materials: Mapping[str, Material], compiling: Compiling
+    training: Training,
+    step: int,
+    materials: Mapping[str, Material],
+    compiling: Compiling,
+    team: Team,
 ) -> None:
     """One step, compiled where that was decided; without, where it turns out that it cannot be."""
-    training.compile(compiling.is_on(step))
+    seen = (materials[_TILES], materials.get(_PRIOR))
+    compiled = compiling.is_on(step)
+    training.compile(compiled)
+    losses: Sequence[Tensor] = ()
+    failure = ""
     try:
-        training.step(step, materials[_TILES], materials.get(_PRIOR))
+        losses = training.learn(step, *seen)
     except compile_errors() as error:
-        if not compiling.is_on(step):
+        if not compiled:
             raise
-        compiling.give_up(step, error)
+        failure = tell_failure(error)  # the step anew comes later: in here the error is still held
+    # What one process cannot compile, none does, so that the first one's file tells what all did.
+    if compiled and team.agree(bool(failure)):
+        compiling.give_up(step, failure or "in another process")
         training.forget()
         training.compile(False)
-        training.step(step, materials[_TILES], materials.get(_PRIOR))
+        losses = training.learn(step, *seen)
+    training.update(step, losses)
 
 
 def _check_finite(value: float, step: int, checkpoints: Path) -> None:

@@ -11,9 +11,10 @@ Source: diffusers' ``compile_repeated_blocks`` (regional compilation).
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,11 +67,12 @@ class Compiling:
         setting: "auto", "never" or "always".
         folder: Of the training.
         device: Of the networks.
-        num_shapes: Different shapes of pictures that a step may have.
+        num_shapes: Different shapes of pictures that a step may have, as the blocks see them.
         num_steps: That are planned.
         blocked: Why it cannot be compiled, or decided by one process; None where it can.
-        start: Steps that are done.
-        writes: Whether this process writes the choice down.
+        start: Steps that are done. Where none is, nothing binds: what an earlier try came to is dropped,
+            and not even read, so that the first process may drop it while others start.
+        writes: Whether this process writes the choice down; of several the first.
         note: Hears it.
     """
 
@@ -91,11 +93,13 @@ class Compiling:
         self._num_shapes, self._num_steps = num_shapes, num_steps
         self._writes, self._note = writes, note
         self._marked: tuple[int, float] | None = None
-        self.choice = self._read(start)
+        if start == 0 and writes:
+            self._path.unlink(missing_ok=True)
+        self.choice = self._read() if start else None
         if self.choice is not None:
             return
         if setting == "never":
-            self.choice = Choice(None, None, "", setting)  # nothing that is worth a file
+            self._keep(Choice(None, None, "finetune.compile is never", setting))
         elif blocked is not None:
             self._choose(None, blocked)
         elif setting == "always":
@@ -103,31 +107,38 @@ class Compiling:
         elif not _SAVED[device]:
             self._choose(None, "on a CPU compiled steps are no faster")
 
-    def _read(self, start: int) -> Choice | None:
-        """What was decided before; None where this training may decide anew."""
+    def _read(self) -> Choice | None:
+        """What was decided before, and said again; None where nothing was."""
         if not self._path.exists():
             return None
         choice = Choice(**read_json(self._path))
-        if choice.setting == self._setting:
-            return choice
-        if start == 0:
-            if self._writes:
-                self._path.unlink(missing_ok=True)
-            return None
-        self._note(
-            f"finetune.compile is now {self._setting}, but this training goes on as it began, "
-            f"with {choice.setting}: --redo starts another"
-        )
+        if choice.setting != self._setting:
+            self._note(
+                f"finetune.compile is now {self._setting}, but this training goes on as it began, "
+                f"with {choice.setting} ({say(choice)}): --redo starts another"
+            )
+        elif self._setting != "never":
+            self._note(f"{say(choice)}, as this training began: {choice.reason}")
         return choice
 
     def is_on(self, step: int) -> bool:
         """Whether step number ``step`` is compiled."""
         return self.choice is not None and self.choice.covers(step)
 
-    def mark(self, step: int) -> None:
-        """A step is done with all that belongs to it: from here the next ones are timed."""
-        if self.choice is None and step % _STRIDE == 0:
+    def mark(self, step: int, *, paused: bool) -> None:
+        """A step is done with all that belongs to it: every tenth time, the next ten are timed.
+
+        Args:
+            step: Its number.
+            paused: Whether a held-out loss or a checkpoint belonged to it, which ten timed steps do
+                not hold.
+        """
+        if self.choice is not None:
+            return
+        if step % _STRIDE == 0:
             self._marked = (step, time.monotonic())
+        elif paused:
+            self._marked = None
 
     def look(self, step: int) -> None:
         """Decide, where a step has just been waited for and those before it were timed."""
@@ -139,19 +150,26 @@ class Compiling:
         )
         self._choose(step + 1 if pays else None, reason)
 
-    def give_up(self, step: int, error: BaseException) -> None:
-        """Go on without it from a step on, whose compiling failed."""
-        before = self.choice.from_step if self.choice else None
-        first = before if before is not None and before < step else None
-        why = " ".join(str(error).split())[:120]
-        last = step - 1 if first is not None else None
-        self._choose(first, f"it failed at step {step} ({type(error).__name__}: {why})", last)
+    def give_up(self, step: int, why: str) -> None:
+        """Go on without it from a step on, which is compiled and whose compiling failed."""
+        before = self.choice or Choice(step, None, "", self._setting)
+        reason = f"it failed at step {step} ({why})"
+        if before.from_step is not None and before.from_step < step:
+            self._say_and_keep(replace(before, to_step=step - 1, reason=reason))
+        else:
+            self._say_and_keep(replace(before, from_step=None, to_step=None, reason=reason))
 
-    def _choose(self, from_step: int | None, reason: str, to_step: int | None = None) -> None:
-        self.choice = Choice(from_step, to_step, reason, self._setting)
+    def _choose(self, from_step: int | None, reason: str) -> None:
+        self._say_and_keep(Choice(from_step, None, reason, self._setting))
+
+    def _say_and_keep(self, choice: Choice) -> None:
+        self._keep(choice)
+        self._note(f"{say(choice)}: {choice.reason}")
+
+    def _keep(self, choice: Choice) -> None:
+        self.choice = choice
         if self._writes:
-            write_json(self._path, asdict(self.choice))
-        self._note(f"{say(self.choice)}: {reason}")
+            write_json(self._path, asdict(choice))
 
 
 def say(choice: Choice) -> str:
@@ -214,3 +232,16 @@ def compiled_blocks(unet: Any) -> Iterator[None]:
 def compile_errors() -> tuple[type[BaseException], ...]:
     """What torch raises where it cannot compile: no compiler, a network that it cannot read."""
     return (torch._dynamo.exc.TorchDynamoException,)
+
+
+def tell_failure(error: BaseException) -> str:
+    """Why compiling failed, in a line; empties the frames of the step that was broken off.
+
+    They hold its activations, as long as something holds the error: a second try needs that memory.
+    """
+    told = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    behind: BaseException | None = error
+    while behind is not None:
+        traceback.clear_frames(behind.__traceback__)
+        behind = behind.__cause__ or behind.__context__
+    return told

@@ -111,8 +111,8 @@ class Training:
             self._lean.enter_context(compiled_blocks(self._unet))
         self._compiled = compiled
 
-    def step(self, step: int, material: Material, prior: Material | None = None) -> None:
-        """One optimizer step, number ``step`` from 1; nothing waits for the device.
+    def learn(self, step: int, material: Material, prior: Material | None = None) -> list[Tensor]:
+        """This process's gradients of step number ``step`` from 1; nothing waits for the device.
 
         What it sees is drawn for the whole step: fewer tiles a pass and more passes change nothing
         but the rounding.
@@ -121,18 +121,31 @@ class Training:
             step: Its number.
             material: Tiles to learn from.
             prior: The base model's own pictures: as many of them are seen as tiles.
+
+        Returns:
+            Its part of the mean loss, and of that of the base model's pictures: for `update`.
+        """
+        loss = self._run_passes(self._draw(step, material), material, 1.0)
+        prior_loss = torch.zeros_like(loss)
+        if prior is not None:
+            drawn = self._draw(step, prior, prior=True)
+            prior_loss = self._run_passes(drawn, prior, self._plan.prior_weight)
+        return [loss, prior_loss]
+
+    def update(self, step: int, losses: Sequence[Tensor]) -> None:
+        """Change the weights by what all processes have learnt; nothing waits for the device.
+
+        Args:
+            step: Its number, from 1.
+            losses: Of `learn`. Changed in place.
         """
         plan = self._plan
         for group in self._optimizer.param_groups:
             group["lr"] = plan.learning_rate * learning_rate_factor(
                 step, plan.lr_warmup_steps, plan.max_train_steps
             )
-        loss = self._learn(self._draw(step, material), material, 1.0)
-        prior_loss = torch.zeros_like(loss)
-        if prior is not None:
-            drawn = self._draw(step, prior, prior=True)
-            prior_loss = self._learn(drawn, prior, plan.prior_weight)
-        self._add_up_gradients([loss, prior_loss])
+        self._add_up_gradients(losses)
+        loss, prior_loss = losses
         self._loss_sum += loss
         self._prior_sum += prior_loss
         self._steps += 1
@@ -152,11 +165,14 @@ class Training:
         """Drop the gradients of a step that was broken off, which can then be done anew."""
         self._optimizer.zero_grad(set_to_none=True)
 
-    def count_shapes(self, *, prior: bool) -> int:
-        """Different shapes of pictures that the UNet may see."""
-        plan = self._plan
-        windows = len(plan.crop_sides) * len(plan.crop_ratios) if plan.crop_fraction else 0
-        return windows + (1 if plan.crop_fraction < 1 or prior else 0)
+    def count_shapes(self, material: Material, *, prior: bool) -> int:
+        """Different shapes of pictures as the UNet's blocks see them: rows of tokens, whose number counts."""
+        fraction = self._plan.crop_fraction
+        seen = self._find_shapes(material) if fraction else []
+        if fraction < 1 or prior:
+            height, width = material.latent_shape[-2:]
+            seen.append((width, height))
+        return len({width * height for width, height in seen})
 
     def _draw(self, step: int, material: Material, *, prior: bool = False) -> Draw:
         """What a step sees of tiles, or of the base model's pictures, which are seen whole."""
@@ -175,7 +191,7 @@ class Training:
             crop_shapes=self._find_shapes(material),
         )
 
-    def _learn(self, draw: Draw, material: Material, weight: float) -> Tensor:
+    def _run_passes(self, draw: Draw, material: Material, weight: float) -> Tensor:
         """Add the gradients of this process's passes; returns its part of the mean loss, unweighted."""
         count = len(draw.tiles)
         # With more processes than passes, smaller passes give each of them some.

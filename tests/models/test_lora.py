@@ -27,6 +27,7 @@ from synthdet.models.checkpoints import load_newest, save_checkpoint
 from synthdet.models.lora import (
     KOHYA_NAME,
     MEMORY_NAME,
+    COMPILE_NAME,
     METRICS_NAME,
     WEIGHTS_NAME,
     SdxlLoraTrainer,
@@ -144,6 +145,7 @@ def test_leaves_weights_metrics_and_the_last_checkpoint(whole: dict[str, bytes])
     assert sorted(whole) == [
         "checkpoints/step-000008/state.json",
         "checkpoints/step-000008/state.safetensors",
+        COMPILE_NAME,
         METRICS_NAME,
         WEIGHTS_NAME,
     ]
