@@ -25,9 +25,9 @@ from synthdet.errors import SynthdetError
 from synthdet.models import lora_file, lora_step, lora_text, sdxl
 from synthdet.models.checkpoints import load_newest, save_checkpoint
 from synthdet.models.lora import (
+    COMPILE_NAME,
     KOHYA_NAME,
     MEMORY_NAME,
-    COMPILE_NAME,
     METRICS_NAME,
     WEIGHTS_NAME,
     SdxlLoraTrainer,
