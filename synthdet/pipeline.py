@@ -147,6 +147,7 @@ def _filter(workspace: Workspace, config: Config, reporter: Reporter, redo: bool
 
 def _label(workspace: Workspace, config: Config, reporter: Reporter, redo: bool) -> None:
     from synthdet.models.detector import DetectorProcess
+    from synthdet.models.identity import identify
     from synthdet.stages import label
 
     with ExitStack() as stack:
@@ -170,6 +171,7 @@ def _label(workspace: Workspace, config: Config, reporter: Reporter, redo: bool)
                 config, config.label, first, partial(reporter.note, "label")
             ),
             open_detector=open_detector,
+            identify=lambda name: identify(_embedded(name, "yolo")),
             redo=redo,
         )
 

@@ -80,7 +80,9 @@ class DetectorProcess:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._mine = threading.local()
-        self._stops: dict[int, Callable[[], object]] = {}
+        self._stops: dict[threading.Thread, Callable[[], object]] = {}
+        self._lock = threading.Lock()
+        self._closed = False
 
     @property
     def opened_by(self) -> object:
@@ -95,31 +97,36 @@ class DetectorProcess:
         """Have a job done and wait for it.
 
         Raises:
-            SynthdetError: The job failed, or the child died.
+            SynthdetError: The job failed, the child died, or all were closed.
         """
         child = self._child()
         try:
             child.jobs.write(json.dumps(job) + "\n")
             child.jobs.flush()
+            for line in child.answers:
+                answer = json.loads(line)
+                if "step" in answer:
+                    if on_step is not None:
+                        on_step(answer["step"])
+                elif "error" in answer:
+                    raise SynthdetError(answer["error"])
+                else:
+                    return answer["done"]
         except BrokenPipeError:
-            raise self._death(child) from None
-        for line in child.answers:
-            answer = json.loads(line)
-            if "step" in answer:
-                if on_step is not None:
-                    on_step(answer["step"])
-            elif "error" in answer:
-                raise SynthdetError(answer["error"])
-            else:
-                return answer["done"]
-        raise self._death(child)
+            pass
+        except ValueError:  # `close` has closed its files meanwhile
+            if not self._closed:
+                raise
+        raise self._death(child) from None
 
     def close(self) -> None:
-        """End all children, whoever waits for them. A later job starts a new one."""
-        for stop in list(self._stops.values()):
+        """End all children, also those that other threads wait for, for good."""
+        with self._lock:
+            self._closed = True
+            stops = list(self._stops.values())
+            self._stops.clear()
+        for stop in stops:
             stop()
-        self._stops.clear()
-        self._mine = threading.local()
 
     def __enter__(self) -> Self:
         return self
@@ -129,22 +136,31 @@ class DetectorProcess:
 
     def _child(self) -> _Child:
         child: _Child | None = getattr(self._mine, "child", None)
-        if child is None:
-            self._mine.child = child = _start(self._threads)
-            # Also when this object is forgotten, or the program ends: no child stays behind.
-            self._stops[child.process.pid] = weakref.finalize(self, _end, child)
+        with self._lock:
+            if self._closed:
+                raise SynthdetError("the detector's process was closed")
+            if child is None:
+                for thread in [one for one in self._stops if not one.is_alive()]:
+                    self._stops.pop(thread)()  # nobody can ask that child again
+                self._mine.child = child = _start(self._threads)
+                # Also when this object is forgotten, or the program ends: no child stays behind.
+                self._stops[threading.current_thread()] = weakref.finalize(self, _end, child)
         return child
 
     def _death(self, child: _Child) -> SynthdetError:
+        with self._lock:
+            stop = self._stops.pop(threading.current_thread(), None)
+        if stop is None:
+            return SynthdetError("the detector's process was closed")
         code = child.process.wait()
         child.log.seek(0)
         lines = child.log.read().decode("utf-8", errors="replace").split("\n")
-        self._stops.pop(child.process.pid)()
+        stop()
         self._mine.child = self._mine.opened_by = None
         if code == -signal.SIGKILL:
             return SynthdetError(
-                "the detector's process was killed: it may have run out of memory; lower train_batch_size "
-                "or image_size, or close other programs, and run the same command again"
+                "the detector's process was killed: it may have run out of memory; close other programs, set "
+                "evaluate.side_by_side to 1, or lower train_batch_size or image_size, and run the same command again"
             )
         told = [line.strip() for line in lines if line.strip()] or [f"exit status {code}"]
         return SynthdetError(f"the detector's process died: {told[-1]}")

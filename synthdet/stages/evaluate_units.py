@@ -6,6 +6,7 @@ A unit is an arm, or a point of a sweep, with a seed: trained, and tried on the 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -246,12 +247,27 @@ def make_units(
 
 
 def _make_side_by_side(make: Callable[[Unit], None], todo: Sequence[Unit], at_once: int) -> None:
-    """Each unit in one of so many threads; the first error ends all, those under way by their caller."""
+    """Each unit in one of so many threads.
+
+    After the first error none is begun; those under way are left to the caller to end.
+    """
+    failed = threading.Event()
+
+    def make_unless_failed(unit: Unit) -> None:
+        if failed.is_set():
+            return
+        try:
+            make(unit)
+        except BaseException:
+            failed.set()
+            raise
+
     pool = ThreadPoolExecutor(at_once, thread_name_prefix="evaluate")
     try:
-        for done in as_completed([pool.submit(make, unit) for unit in todo]):
+        for done in as_completed([pool.submit(make_unless_failed, unit) for unit in todo]):
             done.result()
     except BaseException:
+        failed.set()
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()

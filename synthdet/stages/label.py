@@ -6,7 +6,8 @@ Reads:
 
 Writes:
     ``5-label/real/``, the real train and val tiles as a YOLO dataset, and ``weights/``, the detector
-    trained on them (neither, where the user named others alone); ``detections.jsonl``, raw, once, for every
+    trained on them (neither, where the user named others alone), with ``own.json``, which weights it
+    started from; ``detections.jsonl``, raw, once, for every
     usable picture and view; ``val_detections.jsonl``, the same for the real val tiles;
     ``calibration.json``, the thresholds, the curve they were chosen on and how good accepted boxes are
     on the val tiles; ``detectors.json``, who drew, where detectors were named; ``labels.jsonl``, what
@@ -15,7 +16,7 @@ Writes:
 Resume:
     A training that was interrupted starts again and gives the same weights. Where the folder was set
     aside for something that the run's own detector does not learn from (other pictures, another detector
-    beside it, views), its weights are taken over. Detections are made in
+    beside it, views), its weights are taken over, if it would start from the same ones now. Detections are made in
     batches planned from the whole list; a batch is made again if any member is missing. Moving a
     threshold, here or in the filter, opens no model.
 """
@@ -59,6 +60,7 @@ from synthdet.stages.label_detectors import (
     DETECTORS_NAME,
     FAILED,
     NEWER,
+    OWN_NAME,
     VAL_DETECTIONS_NAME,
     describe,
     draw_all,
@@ -71,6 +73,7 @@ from synthdet.stages.label_detectors import (
     own_is_missing,
     refuse_other_detectors,
     take_over,
+    write_own,
 )
 from synthdet.stages.label_tiles import look_in_tiles
 from synthdet.workspace import (
@@ -102,9 +105,19 @@ def run(
     *,
     open_trainer: Callable[[], DetectorTrainer],
     open_detector: Callable[[Path], Detector],
+    identify: Callable[[str], str | None],
     redo: bool = False,
 ) -> None:
     """Label every synthetic picture that the filter kept.
+
+    Args:
+        workspace: The run.
+        config: Its settings.
+        reporter: Hears how far it is.
+        open_trainer: Loads what the run's own detector starts from.
+        open_detector: Loads a detector, by file, folder or hub name.
+        identify: Finds out which weights `label.detector` stands for: a hash, or the hub's revision.
+        redo: Set the old folder aside and start afresh.
 
     Raises:
         SynthdetError: A stage before is not done, a promised picture is missing, there is no real
@@ -131,9 +144,12 @@ def run(
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
     if given.images and own_is_missing(folder, config.label):
-        own = find_own(folder, config.label, inputs)
+        own = find_own(folder, config.label, inputs, identify)
         if own is None:
+            (folder.path / OWN_NAME).unlink(missing_ok=True)
             _train(folder, given, config, reporter, open_trainer)
+            # Only now: of a name on the hub the revision is known when it is there.
+            write_own(folder, config.label, identify(config.label.detector))
         else:
             _write_real_dataset(folder, given)
             take_over(own, folder)

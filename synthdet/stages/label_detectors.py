@@ -26,6 +26,7 @@ from synthdet.models.identity import identify
 from synthdet.models.protocols import Detector
 from synthdet.progress import Reporter
 from synthdet.stages._detector import Opened, find_weights, hash_weights, open_once
+from synthdet.stages.label_tiles import TilesNotWrittenError
 from synthdet.workspace import (
     StageFolder,
     append_records,
@@ -41,6 +42,7 @@ DETECTION_BATCH = 32
 """Pictures whose boxes are written at once. Part of what is made, so it is no knob."""
 
 DETECTORS_NAME = "detectors.json"
+OWN_NAME = "own.json"
 VAL_DETECTIONS_NAME = "val_detections.jsonl"
 
 _LOOKED_FOR = ("class_map", "queries")
@@ -109,11 +111,22 @@ def own_is_missing(folder: StageFolder, settings: LabelConfig) -> bool:
     return OWN_WEIGHTS in settings.weights_names() and not has_weights(folder.path / "weights")
 
 
-def find_own(folder: StageFolder, settings: LabelConfig, inputs: Mapping[str, str]) -> Path | None:
+def find_own(
+    folder: StageFolder,
+    settings: LabelConfig,
+    inputs: Mapping[str, str],
+    identify_start: Callable[[str], str | None],
+) -> Path | None:
     """The folder set aside last, if the run's own detector there has learned what it would learn now.
 
     None where nothing else is asked for than what stands there either: whoever makes the same again with
-    ``--redo`` wants it made.
+    ``--redo`` wants it made. None too where nobody knows whether it started from the same weights.
+
+    Args:
+        folder: Of the stage.
+        settings: What is asked for now.
+        inputs: Fingerprints of what is labelled with, now.
+        identify_start: Finds out which weights `label.detector` stands for now.
     """
     aside = folder.set_aside()[:1]
     if not aside or not has_weights(aside[0] / "weights"):
@@ -125,7 +138,27 @@ def find_own(folder: StageFolder, settings: LabelConfig, inputs: Mapping[str, st
     if dict.fromkeys(NEWER) | lock["settings"] == now and lock["inputs"] == dict(inputs):
         return None
     learned = all(lock["settings"].get(key) == now[key] for key in _LEARNED_BY)
-    return aside[0] if learned and lock["inputs"].get("prepare") == inputs["prepare"] else None
+    if not learned or lock["inputs"].get("prepare") != inputs["prepare"]:
+        return None
+    own_path = aside[0] / OWN_NAME
+    if not own_path.exists():  # trained by a synthdet that did not write it down
+        return None
+    start = settings.detector
+    before, identity = read_json(own_path)["identity"], identify_start(start)
+    # A model's bare name stands for random weights, and those are the same without a hash.
+    is_known = identity is not None or not (is_hub_name(start) or Path(start).exists())
+    return aside[0] if is_known and before == identity else None
+
+
+def write_own(folder: StageFolder, settings: LabelConfig, identity: str | None) -> None:
+    """Write down what the run's own detector started from, once it is trained.
+
+    Args:
+        folder: Of the stage.
+        settings: Name what it started from.
+        identity: Which weights that was; None where nobody knows, or where they were random.
+    """
+    write_json(folder.path / OWN_NAME, {"detector": settings.detector, "identity": identity})
 
 
 def take_over(source: Path, folder: StageFolder) -> None:
@@ -135,6 +168,7 @@ def take_over(source: Path, folder: StageFolder) -> None:
     shutil.copytree(source / "weights", temporary)
     shutil.rmtree(folder.path / "weights", ignore_errors=True)
     os.rename(temporary, folder.path / "weights")
+    write_json(folder.path / OWN_NAME, read_json(source / OWN_NAME))
 
 
 def hash_named(settings: LabelConfig) -> dict[str, str]:
@@ -357,14 +391,19 @@ def _draw(
     Raises:
         SynthdetError: Nothing in the batch works: it is the detector, not the pictures. A last batch of
             one tells nothing: there it is the picture, if the detector ``works`` on others.
+        TilesNotWrittenError: It is the disk, neither of the two.
     """
     try:
         return [*detector.detect(files, min_confidence=MIN_CONFIDENCE, views=views)]
+    except TilesNotWrittenError:
+        raise
     except SynthdetError as error:
         drawn: list[tuple[DetectedBox, ...] | None] = []
         for file in files:
             try:
                 drawn += detector.detect([file], min_confidence=MIN_CONFIDENCE, views=views)
+            except TilesNotWrittenError:
+                raise
             except SynthdetError:
                 drawn.append(None)
         if all(boxes is None for boxes in drawn) and not (works and len(files) == 1):

@@ -22,6 +22,10 @@ PICTURES_AT_ONCE: Final = 8
 """Pictures whose tiles wait on the disk, and go to the detector together."""
 
 
+class TilesNotWrittenError(SynthdetError):
+    """The disk takes no tiles: the fault of no picture, and of no detector."""
+
+
 def look_in_tiles(
     open_detector: Callable[[Path], Detector], side: int, overlap: int, scratch: Path
 ) -> Callable[[Path], Detector]:
@@ -65,11 +69,12 @@ class TiledDetector:
         """As `Detector.detect`.
 
         Raises:
-            SynthdetError: A picture cannot be read, or the disk is full.
+            SynthdetError: A picture cannot be read.
+            TilesNotWrittenError: The disk is full, or cannot be written to.
         """
         found: list[tuple[DetectedBox, ...]] = []
         for begin in range(0, len(paths), PICTURES_AT_ONCE):
-            with tempfile.TemporaryDirectory(prefix=".tmp-tiles-", dir=self._scratch) as folder:
+            with _make_folder(self._scratch) as folder:
                 cuts = [
                     self._cut(path, Path(folder) / str(number))
                     for number, path in enumerate(paths[begin : begin + PICTURES_AT_ONCE])
@@ -105,12 +110,19 @@ class TiledDetector:
         return _Cut(size_wh, tuple(tiles), tuple(written) if tiles else (path,))
 
 
+def _make_folder(scratch: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix=".tmp-tiles-", dir=scratch)
+    except OSError as error:
+        raise TilesNotWrittenError(str(cannot_write(error, scratch))) from error
+
+
 def _write(path: Path, picture: _photos.Picture) -> None:
     encoded = cv2.imencode(".bmp", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
     try:
         path.write_bytes(encoded.tobytes())
     except OSError as error:
-        raise cannot_write(error, path) from error
+        raise TilesNotWrittenError(str(cannot_write(error, path))) from error
 
 
 def _merge(cut: _Cut, drawn: Sequence[Sequence[DetectedBox]]) -> tuple[DetectedBox, ...]:

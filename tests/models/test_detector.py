@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from synthdet.core.comparison import average_precision, match_detections
 from synthdet.core.fusion import NUM_VIEWS, split_by_source, turn_picture, undo_view, view_source
 from synthdet.core.records import Box
 from synthdet.errors import SynthdetError
-from synthdet.models import detector_pictures, detector_training
+from synthdet.models import detector, detector_pictures, detector_training
 from synthdet.models.detector import (
     ChildDetector,
     ChildTrainer,
@@ -419,3 +420,28 @@ def test_every_thread_has_a_child_of_its_own_and_closing_ends_those_at_work(
     assert not any(thread.is_alive() for thread in threads)
     assert len(errors) == 2
     assert not list(tmp_path.rglob("names.json"))
+
+
+def start_parrot(_threads: int) -> detector._Child:
+    """A child that answers every job at once."""
+    code = "import sys\nfor line in sys.stdin: print('{\"done\": 1}', flush=True)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return detector._Child(process, process.stdin, process.stdout, tempfile.TemporaryFile())
+
+
+def test_children_of_threads_that_ended_are_ended_and_closed_means_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(detector, "_start", start_parrot)
+    with DetectorProcess(threads=1) as process:
+        for _ in range(3):
+            thread = threading.Thread(target=process.ask, args=({"job": "say"},))
+            thread.start()
+            thread.join()
+            assert len(process._stops) == 1
+    with pytest.raises(SynthdetError, match="was closed"):
+        process.ask({"job": "say"})

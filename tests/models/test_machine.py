@@ -96,3 +96,28 @@ def test_two_builds_of_opencv_are_a_trap(monkeypatch: pytest.MonkeyPatch) -> Non
         machine, "_installed", lambda name: name in ("opencv-python", "opencv-python-headless")
     )
     assert not by_name(check_machine())["opencv"].ok
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "cores", "threads", "side", "number"),
+    [
+        (24, 2, 1, 128, 2),
+        (24, 64, 1, 640, 1),  # 16 pictures of 640 pixels take 9.4 GB as reckoned
+        (64, 64, 1, 640, 5),
+        (64, 8, 4, 128, 2),
+        (1, 8, 1, 640, 1),
+    ],
+)
+def test_trainings_side_by_side_have_cores_and_memory_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+    gigabytes: float,
+    cores: int,
+    threads: int,
+    side: int,
+    number: int,
+) -> None:
+    monkeypatch.setattr(machine, "memory_bytes", lambda: int(gigabytes * 1e9))
+    monkeypatch.setattr(machine, "_count_cores", lambda: cores)
+    pixels = 16 * side**2
+    assert machine.trainings_side_by_side("cpu", threads=threads, pixels=pixels) == number
+    assert machine.trainings_side_by_side("cuda", threads=threads, pixels=pixels) == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 from collections import Counter
@@ -23,6 +24,7 @@ from synthdet.core.records import (
 )
 from synthdet.errors import SynthdetError
 from synthdet.stages import label as label_stage
+from synthdet.stages import label_tiles
 from synthdet.stages.label_detectors import DETECTION_BATCH, FAILED
 from synthdet.stages.label_detectors import VAL_DETECTIONS_NAME as VAL
 from synthdet.workspace import (
@@ -94,6 +96,7 @@ def run(
     *settings: str,
     trainer: Any = None,
     detector: Any = None,
+    identity: str | None = "SHA-256 1",
     redo: bool = False,
 ) -> str:
     workspace, config, drawing = prepared
@@ -104,6 +107,7 @@ def run(
         reporter,
         open_trainer=lambda: trainer or FakeDetectorTrainer(),
         open_detector=detector or (lambda _weights: drawing),
+        identify=lambda _name: identity,
         redo=redo,
     )
     return said.getvalue()
@@ -623,6 +627,68 @@ def test_the_own_detector_is_not_trained_again_for_what_it_does_not_learn_from(
     run(prepared, "label.max_train_steps=6", trainer=trainer, redo=True)
     assert trainer.calls == 2
     assert detector.calls > 0
+
+
+def test_the_own_detector_is_trained_again_where_it_would_start_from_others(
+    prepared: tuple[Workspace, Config, FakeDetector],
+) -> None:
+    """The same name may stand for others by now: a file was replaced, a name on the hub moved."""
+    workspace, _, _ = prepared
+    own = workspace.stage("label").path / "own.json"
+    trainer, count = FakeDetectorTrainer(), 0
+    views = [f"label.views={value}" for value in ("true", "false")]
+
+    def redo(identity: str | None, *settings: str) -> int:
+        """Trainings that labelling once more, with something else that it does not learn from, takes."""
+        nonlocal count
+        before, count = trainer.calls, count + 1
+        run(prepared, views[count % 2], *settings, trainer=trainer, identity=identity, redo=True)
+        return trainer.calls - before
+
+    assert redo("SHA-256 1") == 1
+    assert read_json(own) == {"detector": "yolo11n", "identity": "SHA-256 1"}
+    assert redo("SHA-256 1") == 0
+    assert read_json(own) == {"detector": "yolo11n", "identity": "SHA-256 1"}, "taken over with it"
+    assert redo("SHA-256 2") == 1
+    own.unlink()  # one trained before this was written down
+    assert redo("SHA-256 2") == 1
+    assert redo(None) == 1
+    assert redo(None) == 0, "a bare name, of random weights"
+    assert redo(None, "label.detector=owner/name") == 1
+    assert redo(None, "label.detector=owner/name") == 1, "nobody knows of which revision"
+
+
+def test_a_disk_that_is_full_of_tiles_is_no_fault_of_the_detector(
+    prepared: tuple[Workspace, Config, FakeDetector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every picture from there on would be recorded as one on which the detector failed."""
+    workspace, _, _ = prepared
+    whole = Path.write_bytes
+    written = 0
+
+    def write_bytes(path: Path, content: Any) -> int:
+        nonlocal written
+        written += path.suffix == ".bmp"
+        if 10 <= written <= 12 and path.suffix == ".bmp":  # then somebody makes room
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(path, content)
+
+    asked = ("label.tile_side=48",)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    with pytest.raises(SynthdetError, match="the disk is full: .* make room"):
+        run(prepared, *asked)
+    monkeypatch.undo()
+    run(prepared, *asked, trainer=no_model)
+    for name in ("detections.jsonl", VAL):
+        found = read_records(workspace.stage("label").path / name, Detections)
+        assert all(one.fault is None for one in found)
+    monkeypatch.setattr(label_tiles.tempfile, "TemporaryDirectory", full)
+    with pytest.raises(SynthdetError, match="the disk is full"):
+        run(prepared, *asked, redo=True)
+
+
+def full(**_arguments: Any) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_large_pictures_are_looked_at_in_tiles_where_asked(
