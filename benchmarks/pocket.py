@@ -388,8 +388,8 @@ def measure_memory(workspace: Workspace) -> dict[str, Any]:
 
     Twice: by CLIP similarity, as the filter measures it, and by the distance of 16 x 16 pixel
     thumbnails under the eight symmetries, which knows nothing of CLIP. For the second the photos of
-    different scenes are as many of the test's as pictures were kept: the smallest of more distances
-    is smaller.
+    different scenes are the test's, as many as kept pictures are looked at: the smallest of more
+    distances is smaller.
     """
     tiles, unseen = (
         [
@@ -406,11 +406,14 @@ def measure_memory(workspace: Workspace) -> dict[str, Any]:
         for image in read_records(workspace.stage("generate").path / "images.jsonl", SyntheticImage)
         if image.image_id in kept and image.asked_for
     ]
-    if not images:
+    if not images or not unseen:
         return {}
     real = thumbnails([workspace.root / tile.path for tile in tiles])
-    made = thumbnails([workspace.root / image.path for image in images])
-    others = thumbnails([workspace.root / tile.path for tile in unseen[: len(images)]])
+    number = min(len(images), len(unseen))
+    made, others = (
+        thumbnails([workspace.root / one.path for one in _evenly(some, number)])
+        for some in (images, unseen)
+    )
     scores = {one.image_id: one for one in read_records(chosen / "scores.jsonl", Score)}
     highest = max(scores[image.image_id].nearest_real_similarity or -1.0 for image in images)
     limit = workspace.stage("filter").lock()["counts"]["copy_threshold"]  # type: ignore[index]
@@ -428,6 +431,11 @@ def thumbnails(paths: Sequence[Path]) -> NDArray[np.float32]:
         Image.open(path).convert("RGB").resize((16, 16), Image.Resampling.BOX) for path in paths
     ]
     return np.stack([np.asarray(one, dtype=np.float32) / 255 for one in small])
+
+
+def _evenly(some: Sequence[Any], number: int) -> list[Any]:
+    """So many of them, from first to last."""
+    return [some[i * len(some) // number] for i in range(number)]
 
 
 def nearest_distance(

@@ -225,6 +225,7 @@ def _build_unet(build: Build) -> dict[str, Any]:
     from synthdet.pocket import build_unet
 
     place, tokenizer = _place(build, "unet"), _tokenizer(build)
+    _refuse_other_latents(build, place.folder)
     data, test = (
         build_unet.latent_scenes(
             _latents(build, name, _open_vae(build)),
@@ -270,19 +271,40 @@ def _vae_figures(build: Build) -> dict[str, Any]:
     }
 
 
+def _latents_key(build: Build) -> str:
+    """Changes with the VAE and the scene code."""
+    from synthdet.pocket.build_scenes import scene_code_hash
+
+    weights = build.cache / "vae" / "vae" / "diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes() if weights.exists() else b""
+    return hashlib.sha256(content + scene_code_hash().encode()).hexdigest()[:12]
+
+
+def _refuse_other_latents(build: Build, folder: Path) -> None:
+    """A UNet knows the latents it has learned from.
+
+    Raises:
+        SynthdetError: The checkpoint was trained on others.
+    """
+    from synthdet.pocket.build_training import write_text
+
+    mark, key = folder / "latents.txt", _latents_key(build)
+    if (folder / "checkpoint.pt").exists() and not (mark.exists() and mark.read_text() == key):
+        raise SynthdetError(
+            f"{folder} was trained on the latents of another VAE: move it away to begin anew"
+        )
+    write_text(mark, key)
+
+
 def _latents(build: Build, name: str, vae: Any) -> Any:
     """Latents of a set, encoded once for every VAE and scene code."""
     import numpy as np
     import torch
 
-    from synthdet.pocket import build_scenes, build_vae
+    from synthdet.pocket import build_vae
 
     scenes = _scenes(build, name)
-    weights = build.cache / "vae" / "vae" / "diffusion_pytorch_model.safetensors"
-    key = hashlib.sha256(
-        weights.read_bytes() + build_scenes.scene_code_hash().encode()
-    ).hexdigest()[:12]
-    path = build.cache / "unet" / f"latents-{name}-{len(scenes)}-{key}.npy"
+    path = build.cache / "unet" / f"latents-{name}-{len(scenes)}-{_latents_key(build)}.npy"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         partial = path.with_suffix(".part")

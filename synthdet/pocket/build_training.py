@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from synthdet.errors import SynthdetError
 from synthdet.pocket.build_plan import Schedule
 
 StepLoss = Callable[[int, torch.Generator], Tensor]
@@ -92,7 +93,15 @@ class Optimizers:
         return [optimizer.state_dict() for optimizer in self._optimizers]
 
     def load(self, states: list[dict[str, Any]]) -> None:
-        """Go on from a checkpoint's."""
+        """Go on from a checkpoint's.
+
+        Raises:
+            SynthdetError: They are those of other optimizers.
+        """
+        if len(states) != len(self._optimizers):
+            raise SynthdetError(
+                "the checkpoint was trained with another optimizer: move the part's folder away to begin anew"
+            )
         for optimizer, state in zip(self._optimizers, states, strict=True):
             optimizer.load_state_dict(state)
 

@@ -3,8 +3,8 @@
 What a small UNet can learn in a CPU's hours is decided here, by how smooth the latents are. Left alone
 four channels hide the edges of 48 numbers in chequered codes. So in training the latents have mean 0 and
 deviation 1 in every channel, noise a fifth as strong is laid over them, and in half of the steps
-they are turned, mirrored or shrunk to half before they are decoded, and the target with them: codes that do not
-survive that are not learned. Turned latents also give the diffusion model and every LoRA the eight views of
+they are turned or mirrored, in half shrunk, before they are decoded, and the target with them: codes that do
+not survive that are not learned. Turned latents also give the diffusion model and every LoRA the eight views of
 a picture from one encoding.
 Source: Kouzelis et al., "EQ-VAE: Equivariance Regularized Latent Space for Improved Generative Image
 Modeling", 2025, section 3; Skorokhodov et al., "Improving the Diffusability of Autoencoders", 2025,

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -212,6 +213,23 @@ def test_words_are_learned_for_a_while_and_then_read_once() -> None:
     assert read == [3, 1, 1], "all of a step, then each caption once and never again"
     assert [with_gradient for _, with_gradient in learned] == [True, False, False]
     assert learned[0][0] == pytest.approx(learned[1][0], rel=1e-4) == learned[2][0]
+
+
+def test_a_unet_does_not_go_on_with_the_latents_of_another_vae(built: Path, tmp_path: Path) -> None:
+    shutil.copytree(built / "vae", tmp_path / "vae")
+    shutil.copytree(built / "unet", tmp_path / "unet")
+    (tmp_path / "scenes").symlink_to(built / "scenes")
+    weights = tmp_path / "vae" / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    with pytest.raises(SynthdetError, match="unet was trained on the latents of another VAE"):
+        build_part(Build(PLAN, tmp_path, threads=1), "unet")
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    states = Optimizers(model, Schedule(1, 1, 1e-3, optimizer="muon")).state()
+    with pytest.raises(SynthdetError, match="another optimizer"):
+        Optimizers(model, Schedule(1, 1, 1e-3)).load(states)
 
 
 def test_the_unet_needs_the_vae(tmp_path: Path) -> None:
