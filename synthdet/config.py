@@ -439,7 +439,7 @@ class LabelConfig(Section):
     views: bool = True
     """Look at each picture in its eight turns and mirrors and join what is drawn in them: a box that all views show is a better label. Eight times the detector's time. false: the picture as it is, alone."""
     tile_side: int | None = Field(None, ge=32)
-    """Look at pictures with a longer side than this in overlapping square tiles of so many pixels, as `predict` does: for pictures that are larger than what the detector has learned from. null: at every picture as a whole."""
+    """Look at pictures with a longer side than this in overlapping square tiles of so many pixels, as `predict` does: for pictures that are larger than what the detector has learned from. Without `image_size` detectors in `weights` then see this side (in steps of 32), so tiles as they are; `own` sees what it learned at, so give it `prepare.resolution`. null: at every picture as a whole."""
     confidence: Calibrated | float = _decision("calibrated")
     """Confidence from which a box is accepted. `calibrated`: where F1 on the real val tiles is best, or higher where `accept_precision` asks for it. With `views`, confidence is the mean over the eight views."""
     accept_precision: float = _decision(0.95, ge=0, le=1)

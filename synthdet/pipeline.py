@@ -6,6 +6,7 @@ that is called late; the libraries behind them are imported later still.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synthdet.config import (
+    DETECTOR_STRIDE,
     Config,
     EvaluateConfig,
     LabelConfig,
@@ -150,6 +152,7 @@ def _label(workspace: Workspace, config: Config, reporter: Reporter, redo: bool)
     from synthdet.models.identity import identify
     from synthdet.stages import label
 
+    own = workspace.stage("label").path / "weights"
     with ExitStack() as stack:
         first = stack.enter_context(DetectorProcess(config.label.workers))
         idle = [first]
@@ -160,7 +163,12 @@ def _label(workspace: Workspace, config: Config, reporter: Reporter, redo: bool)
                 idle.pop() if idle else stack.enter_context(DetectorProcess(config.label.workers))
             )
             return _open_detector(
-                config, config.label, weights, process, wanted=_wanted(workspace, config)
+                config,
+                config.label,
+                weights,
+                process,
+                image_size=None if weights == own else _tile_side(config),
+                wanted=_wanted(workspace, config),
             )
 
         label.run(
@@ -203,7 +211,9 @@ def _evaluate(workspace: Workspace, config: Config, reporter: Reporter, redo: bo
 
         settings = config.evaluate
         return settings.side_by_side or trainings_side_by_side(
-            resolve_device(settings.device), settings.workers
+            resolve_device(settings.device),
+            threads=settings.workers,
+            pixels=settings.train_batch_size * config.side_for(settings) ** 2,
         )
 
     with DetectorProcess(config.evaluate.workers) as process:
@@ -379,19 +389,32 @@ def _wanted(workspace: Workspace, config: Config) -> Wanted:
     return Wanted(tuple(dataset["classes"]), config.label.queries, config.label.image_size)
 
 
+def _tile_side(config: Config) -> int | None:
+    """Side at which detectors that were named see the tiles of large pictures as they are.
+
+    None where there are no tiles, or a person has set the side.
+    """
+    side = config.label.tile_side
+    if side is None or config.label.image_size is not None:
+        return None
+    return math.ceil(side / DETECTOR_STRIDE) * DETECTOR_STRIDE
+
+
 def _open_detector(
     config: Config,
     settings: LabelConfig | EvaluateConfig,
     weights: Path,
     process: DetectorProcess,
     *,
+    image_size: int | None = None,
     wanted: Wanted | None = None,
 ) -> Detector:
+    """What finds boxes; it sees ``image_size`` pixels, or what the section's settings say."""
     from synthdet.models.detector import ChildDetector
 
     return ChildDetector(
         weights,
-        image_size=config.side_for(settings),
+        image_size=image_size or config.side_for(settings),
         batch_size=DETECT_BATCH,
         device=settings.device,
         threads=settings.workers,

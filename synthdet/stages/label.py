@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from synthdet.config import Config
+from synthdet.config import OWN_WEIGHTS, Config
 from synthdet.core.formats.yolo import to_data_yaml, to_yolo_lines
 from synthdet.core.labelling import (
     AcceptedQuality,
@@ -158,7 +158,13 @@ def run(
                 f"the run's own detector is that of {own.name}: nothing it learns from has changed",
             )
     if config.label.tile_side is not None:
-        side = config.label.tile_side
+        side, learned = config.label.tile_side, config.prepare.resolution
+        if OWN_WEIGHTS in config.label.weights_names() and side != learned:
+            reporter.note(
+                "label",
+                f"label.tile_side {side}: the run's own detector has learned from tiles of {learned} pixels and "
+                f"sees others larger or smaller than that: set label.tile_side to {learned}",
+            )
         overlap = plan_overlap(side, _large_animal(given) or side / 4)
         open_detector = look_in_tiles(open_detector, side, overlap, folder.path)
     looking = open_all(folder, config.label, given.class_names, open_detector)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from synthdet import pipeline
 from synthdet.config import Config, set_values
 from synthdet.core.fusion import view_source
 from synthdet.core.labelling import UNPROVEN
@@ -699,8 +700,12 @@ def test_large_pictures_are_looked_at_in_tiles_where_asked(
     raw = workspace.stage("label").path / "detections.jsonl"
     run(prepared)
     before = raw.read_bytes()
-    run(prepared, "label.tile_side=72", trainer=no_model, redo=True)
+    said = run(prepared, "label.tile_side=72", trainer=no_model, redo=True)
     assert raw.read_bytes() == before
+    learned = prepared[1].prepare.resolution
+    assert (
+        f"tile_side 72: the run's own detector has learned from tiles of {learned} pixels" in said
+    )
     detector.paths.clear()
     run(prepared, "label.tile_side=48", trainer=no_model, redo=True)
     assert {path.suffix for path in detector.paths} == {".bmp"}
@@ -708,6 +713,51 @@ def test_large_pictures_are_looked_at_in_tiles_where_asked(
     assert not list(workspace.root.rglob(".tmp-*"))
     with pytest.raises(SynthdetError, match=r"label\.tile_side was 48 and is now 56"):
         run(prepared, "label.tile_side=56", trainer=no_model)
+
+
+def test_of_tiles_that_the_own_detector_knows_nothing_is_said(
+    prepared: tuple[Workspace, Config, FakeDetector], tmp_path: Path
+) -> None:
+    said = run(prepared, f"label.tile_side={prepared[1].prepare.resolution}")
+    assert "has learned from tiles" not in said
+    weights = tmp_path / "mine.pt"
+    weights.write_bytes(b"mine")
+    said = run(prepared, "label.tile_side=72", f"label.weights={weights}", redo=True)
+    assert "has learned from tiles" not in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "named_side"),
+    [
+        (["label.tile_side=72"], 96),
+        (["label.tile_side=72", "label.image_size=160"], 160),
+        ([], 128),
+    ],
+)
+def test_named_detectors_see_tiles_as_they_are(
+    prepared: tuple[Workspace, Config, FakeDetector],
+    monkeypatch: pytest.MonkeyPatch,
+    settings: list[str],
+    named_side: int,
+) -> None:
+    """The run's own sees what it learned at, whatever the tiles."""
+    workspace, config, _ = prepared
+    write_json(workspace.stage("prepare").path / "dataset.json", {"classes": ["seal", "whale"]})
+    sides: dict[str, int] = {}
+
+    def open_them(*_arguments: Any, open_detector: Any, **_more: Any) -> None:
+        open_detector(workspace.stage("label").path / "weights")
+        open_detector(Path("mine.pt"))
+
+    def note(weights: Path, *, image_size: int, **_more: Any) -> None:
+        sides[weights.name] = image_size
+
+    monkeypatch.setattr(label_stage, "run", open_them)
+    monkeypatch.setattr("synthdet.models.detector.ChildDetector", note)
+    workspace.write_config(set_values(config, ["prepare.resolution=128", *settings]))
+    pipeline.run_stage("label", workspace, quiet()[0])
+    own_side = 160 if named_side == 160 else 128
+    assert sides == {"weights": own_side, "mine.pt": named_side}
 
 
 def test_a_setting_that_came_later_is_refused_as_any_other(
