@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -13,12 +14,14 @@ import cv2
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 
 from synthdet.config import Config, make_config
 from synthdet.core.formats.coco import to_coco
 from synthdet.core.formats.yolo import to_yolo_lines
 from synthdet.core.records import Box
+from synthdet.models.protocols import TrainTile
 from synthdet.progress import Reporter
 from synthdet.workspace import Workspace
 
@@ -194,3 +197,16 @@ def make_prepared_run(
     workspace = Workspace.make(folder / "run", config)
     prepare.run(workspace, config, quiet_reporter())
     return workspace
+
+
+def make_tiles(folder: Path, size_wh: tuple[int, int] = (32, 32)) -> list[TrainTile]:
+    """Three square tiles of noise, two with seals in their captions and one without."""
+    made = []
+    for number, caption in enumerate(("one seal", "two seals", "open water")):
+        width, height = size_wh
+        pixels = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
+        path = folder / f"{number}.png"
+        Image.fromarray(pixels).save(path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        made.append(TrainTile(f"tile-{number}", path, caption, digest))
+    return made

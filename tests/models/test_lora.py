@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import hashlib
 import json
 import os
 import signal
@@ -39,6 +38,7 @@ from synthdet.models.lora_text import TextSide
 from synthdet.models.protocols import PictureRequest, TrainTile
 from synthdet.models.sdxl import Embedding
 from synthdet.models.symmetries import turn
+from tests.builders import make_tiles
 from tests.tiny import tiny_sdxl, tiny_vae
 
 ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
@@ -65,28 +65,6 @@ OPTIONS: dict[str, Any] = {
     "device": "cpu",
     "tensorboard": False,
 }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory: pytest.TempPathFactory) -> list[TrainTile]:
-    return make_tiles(tmp_path_factory.mktemp("tiles"))
-
-
-def make_tiles(folder: Path, size_wh: tuple[int, int] = (32, 32)) -> list[TrainTile]:
-    made = []
-    for number, caption in enumerate(("one seal", "two seals", "open water")):
-        width, height = size_wh
-        pixels = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
-        path = folder / f"{number}.png"
-        Image.fromarray(pixels).save(path)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        made.append(TrainTile(f"tile-{number}", path, caption, digest))
-    return made
 
 
 class KilledError(Exception):

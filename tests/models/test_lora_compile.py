@@ -17,22 +17,11 @@ from synthdet.models.lora import COMPILE_NAME, METRICS_NAME, WEIGHTS_NAME
 from synthdet.models.lora_compile import Compiling, compile_errors, tell_failure, weigh
 from synthdet.models.lora_team import Team
 from synthdet.models.protocols import TrainTile
-from tests.models.test_lora import KilledError, files, make_tiles, train
-from tests.tiny import tiny_sdxl
+from tests.models.test_lora import KilledError, files, train
 
 STEPS: dict[str, Any] = {
     "max_train_steps": 27, "validation_steps": 10, "checkpointing_steps": 23,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory: pytest.TempPathFactory) -> list[TrainTile]:
-    return make_tiles(tmp_path_factory.mktemp("tiles"))
 
 
 class Coarse:

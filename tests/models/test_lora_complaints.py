@@ -25,8 +25,8 @@ from synthdet.models.lora_data import Draw, Material, _read_pixels
 from synthdet.models.protocols import TrainTile
 from synthdet.models.symmetries import turn
 from synthdet.pipeline import _open_lora_trainer
-from tests.models.test_lora import KilledError, files, make_tiles, train
-from tests.tiny import tiny_sdxl
+from tests.builders import make_tiles
+from tests.models.test_lora import KilledError, files, train
 
 READ_ELSEWHERE = {
     "lora": "stages/finetune.py",
@@ -35,16 +35,6 @@ READ_ELSEWHERE = {
     "num_samples": "stages/finetune.py",
 }
 UNDER_ANOTHER_NAME = {"crop_shapes": "crop_ratios"}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory: pytest.TempPathFactory) -> list[TrainTile]:
-    return make_tiles(tmp_path_factory.mktemp("tiles"))
 
 
 def test_every_picture_is_heard_with_its_own_caption(

@@ -24,8 +24,9 @@ from synthdet.models.lora_data import Draw, LatentCache, Material, count_anew, d
 from synthdet.models.protocols import TrainTile
 from synthdet.models.sdxl import Embedding
 from synthdet.models.symmetries import turn
-from tests.models.test_lora import PASS, KilledError, files, make_tiles, train
-from tests.tiny import tiny_sdxl, tiny_vae
+from tests.builders import make_tiles
+from tests.models.test_lora import PASS, KilledError, files, train
+from tests.tiny import tiny_vae
 
 CELL = 4
 SIZE = 12
@@ -37,11 +38,6 @@ EMPTY = TrainTile("empty", Path("empty.png"), "open water", "1" * 64)
 CROPS = {"crop_fraction": 0.75, "crop_sides": (0.5, 0.75)}
 INDEX = torch.arange(2.0 * SIZE * SIZE).reshape(2, SIZE, SIZE)
 """Latents that say where they are."""
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
 
 
 @pytest.fixture(scope="module")

@@ -16,20 +16,9 @@ from synthdet.models import sdxl
 from synthdet.models.lora import WEIGHTS_NAME
 from synthdet.models.lora_int8 import to_int8
 from synthdet.models.protocols import TrainTile
-from tests.models.test_lora import KilledError, draw, files, make_tiles, train
-from tests.tiny import tiny_sdxl
+from tests.models.test_lora import KilledError, draw, files, train
 
 EIGHT: dict[str, Any] = {"base_weights": "int8", "gradient_checkpointing": True}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory: pytest.TempPathFactory) -> list[TrainTile]:
-    return make_tiles(tmp_path_factory.mktemp("tiles"))
 
 
 def test_without_torchao_it_says_what_to_install(

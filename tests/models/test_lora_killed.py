@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.models.test_lora import OPTIONS, files, make_tiles
+from tests.builders import make_tiles
+from tests.models.test_lora import OPTIONS, files
 from tests.tiny import tiny_sdxl
 
 NUM_KILLS = 20
@@ -20,7 +21,7 @@ CHILD = """
 import json, os, signal, sys
 from pathlib import Path
 from synthdet.models.lora import SdxlLoraTrainer
-from tests.models.test_lora import make_tiles
+from tests.builders import make_tiles
 
 base, tiles, folder, options, survive = json.loads(sys.argv[1])
 first = None

@@ -17,20 +17,9 @@ from synthdet.models.forecast import forecast
 from synthdet.models.lora import WEIGHTS_NAME
 from synthdet.models.lora_nf4 import to_nf4
 from synthdet.models.protocols import TrainTile
-from tests.models.test_lora import KilledError, draw, files, make_tiles, train
-from tests.tiny import tiny_sdxl
+from tests.models.test_lora import KilledError, draw, files, train
 
 FOUR: dict[str, Any] = {"base_weights": "nf4"}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory: pytest.TempPathFactory) -> list[TrainTile]:
-    return make_tiles(tmp_path_factory.mktemp("tiles"))
 
 
 def test_without_bitsandbytes_it_says_what_to_install(

@@ -17,16 +17,11 @@ from synthdet.models import new_words, sdxl
 from synthdet.models.lora import WEIGHTS_NAME
 from synthdet.models.new_words import WORDS_NAME, NewWord, add_word, load_word, serialise_word
 from synthdet.models.protocols import PictureRequest, TrainTile
-from tests.models.test_lora import KilledError, files, make_tiles, train
-from tests.tiny import tiny_sdxl
+from tests.builders import make_tiles
+from tests.models.test_lora import KilledError, files, train
 
 SEAL = NewWord("seal", 4)
 """The tiny tokenizers spell: four pieces."""
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
 
 
 @pytest.fixture(scope="module")

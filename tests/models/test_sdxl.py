@@ -28,7 +28,7 @@ from synthdet.models.devices import memory_errors, resolve_device, resolve_dtype
 from synthdet.models.protocols import PictureRequest
 from synthdet.models.sdxl import SdxlGenerator
 from synthdet.models.sdxl_batch import _to_pictures, decode, give_detail_back
-from tests.tiny import tiny_sdxl, tiny_vae
+from tests.tiny import tiny_vae
 
 WIDTH, HEIGHT = 64, 48
 SIZE = {"width": WIDTH, "height": HEIGHT}
@@ -45,11 +45,6 @@ REQUESTS = (
     PictureRequest("open water", "blurred", 8),
     PictureRequest("two whales", "", 9),
 )
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
 
 
 def draw(generator: SdxlGenerator, *requests: PictureRequest, guidance: float = 4.0) -> Any:
