@@ -132,6 +132,9 @@ def _publish(build: Build, product: str, partial: Path, figures: dict[str, Any])
 
     for part in {"sdxl": ("vae", "unet")}.get(product, (product,)):
         shutil.copy(build.cache / part / "history.json", partial / f"history-{part}.json")
+        # Of what the part was given: text encoders that were trained beside an earlier UNet.
+        for given in (build.cache / part).glob("history-*.json"):
+            shutil.copy(given, partial / given.name)
     write_card(product, partial, figures)
     if build.install_into is not None:
         staged = build.install_into / f".{product}.new"

@@ -52,7 +52,9 @@ def write_card(product: str, folder: Path, figures: dict[str, Any]) -> None:
         "data, no other weights. Apache-2.0, as the rest.\n\n"
         f"## How it was made, and what was measured\n\n| | |\n|---|---|\n{rows}\n\n"
         "The settings of every stretch of the training are in `history-*.json`: where more than one is named,\n"
-        "the builder's present settings alone do not give these very bits. Held-out figures are on scenes\nwhose seeds no training saw.\n\n"
+        "the builder's present settings alone do not give these very bits. `history-text.json`, where it is there,\n"
+        "is that of text encoders which were trained beside an earlier UNet. Held-out figures are on scenes\n"
+        "whose seeds no training saw.\n\n"
         f"## What it cannot do\n\n{limits}\n"
     )
     (folder / "MODEL_CARD.md").write_text(text)

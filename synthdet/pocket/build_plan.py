@@ -111,7 +111,7 @@ class UNetPlan:
     """Share of timesteps drawn where shapes are decided (see `build_unet.draw_timesteps`)."""
     crop_sides: tuple[float, ...] = (0.5,)
     """Sides of crops around animals (see `build_crops`), as shares of a scene's."""
-    crops_until: float = 0.6
+    crops_until: float = 0.05
     """Share of the steps that see nothing but crops."""
     crop_fraction: float = 0.5
     """Share of crops among the steps after that."""
@@ -143,7 +143,9 @@ class ClipPlan:
     kind_weight: float = 1.0
     """Weight of the loss that draws pictures of one kind together."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(4_000, 64, 1e-3, decay_fraction=0.6, weight_decay=0.05)
+        default_factory=lambda: Schedule(
+            6_200, 64, 1e-3, decay_fraction=0.355, weight_decay=0.05, optimizer="muon"
+        )
     )
 
 
