@@ -149,10 +149,14 @@ def test_the_unet_goes_on_too(tmp_path: Path, built: Path) -> None:
         cache.mkdir()
         (cache / "vae").symlink_to(built / "vae")
         (cache / "scenes").symlink_to(built / "scenes")
+        (cache / "unet").mkdir()
+        (cache / "unet" / "history-text.json").write_text("of text encoders it was given")
         for limit in minutes:
             build_part(Build(PLAN, cache, threads=1, max_minutes=limit), "unet")
         folders.append(cache / "products" / "sdxl" / "unet")
     assert files_of(folders[0]) == files_of(folders[1])
+    product = folders[0].parent
+    assert (product / "history-text.json").read_text() == "of text encoders it was given"
 
 
 def test_muon_moves_kernels_by_orthogonal_matrices_and_adamw_all_else() -> None:
