@@ -200,7 +200,7 @@ def make_prepared_run(
 
 
 def make_tiles(folder: Path, size_wh: tuple[int, int] = (32, 32)) -> list[TrainTile]:
-    """Three square tiles of noise, two with seals in their captions and one without."""
+    """Three tiles of noise, two with seals in their captions and one without."""
     made = []
     for number, caption in enumerate(("one seal", "two seals", "open water")):
         width, height = size_wh
