@@ -27,6 +27,7 @@ QUICK_SETTINGS = (
     "finetune.num_samples=1",
     "generate.num_images=8",
     "generate.num_inference_steps=4",
+    "generate.placed_strength=0.5",
     "generate.batch_size=3",
     "label.max_train_steps=6",
     "label.train_batch_size=4",
