@@ -39,10 +39,10 @@ from synthdet.core.records import GenerateMode, Tile
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import ImageGenerator, Picture, PictureRequest
 from synthdet.progress import Reporter
+from synthdet.stages._sources import Sources, compare
 from synthdet.stages.generate_batches import Batches
 from synthdet.stages.generate_files import Saver
 from synthdet.stages.generate_made import Made
-from synthdet.stages.generate_sources import Sources, compare
 from synthdet.stages.generate_take_in import list_pictures, take_in
 from synthdet.workspace import (
     Workspace,

@@ -15,7 +15,7 @@ from synthdet.core.prompts import PlannedPicture
 from synthdet.core.records import SyntheticImage, Tile
 from synthdet.models.sdxl import SdxlGenerator
 from synthdet.stages import generate
-from synthdet.stages.generate_sources import Sources
+from synthdet.stages._sources import Sources
 from synthdet.workspace import read_records
 from tests.handmade import HEIGHT, WIDTH, file_bytes, quiet
 from tests.stages.test_generate import MODES, records, start_modes

@@ -18,7 +18,7 @@ from synthdet.core.prompts import PlannedPicture
 from synthdet.core.records import XYXY, PlacedBox, Tile
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import Picture, PictureRequest
-from synthdet.stages.generate_cutouts import Cutout, cut_out, lay_over
+from synthdet.stages._cutouts import Cutout, cut_out, lay_over
 
 _MAX_CUTOUTS = 256
 """Animals that are kept cut out: at most a few hundred kilobytes each."""

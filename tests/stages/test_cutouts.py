@@ -8,7 +8,7 @@ import pytest
 
 from synthdet.core.fusion import NUM_VIEWS, turn_picture
 from synthdet.core.records import XYXY
-from synthdet.stages.generate_cutouts import cut_out, lay_over
+from synthdet.stages._cutouts import cut_out, lay_over
 
 WATER = (40.0, 110.0, 120.0)
 SKIN = (60.0, 55.0, 60.0)

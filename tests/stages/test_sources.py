@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from synthdet.core.fusion import NUM_VIEWS
-from synthdet.stages.generate_sources import cut, set_in
+from synthdet.stages._sources import cut, set_in
 
 WATER = np.full((60, 80, 3), (30, 120, 140), np.uint8)
 
