@@ -222,6 +222,8 @@ class FinetuneConfig(Section):
     """What they show, like `aerial photo of a whale`: the nearest that the base model knows."""
     prior_weight: float = Field(1.0, ge=0)
     """Weight of their loss beside that of the tiles."""
+    composites: int = Field(0, ge=0)
+    """Further pictures to train on: train animals, cut out along their outline and set into background pictures that the base model draws (a quarter as many, from `generate.background_prompts`; they are learned too), with `generate.prompts` as captions. For animals that few photos show in few seas: without them a LoRA draws those seas, whatever it is asked for. 0: none."""
     checkpointing_steps: int = Field(100, ge=1)
     """Optimizer steps between two checkpoints, from which a killed training goes on."""
     validation_steps: int = Field(100, ge=1)

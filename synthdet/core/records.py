@@ -164,6 +164,21 @@ class PlacedBox(Record):
     correlation: float | None = None
 
 
+class Composite(Record):
+    """A line of ``2-finetune/composites.jsonl``: train animals set into a picture of the base model.
+
+    ``water`` is the ``picture_id`` of the background picture that they are set into, turned to
+    ``water_view``, at the boxes ``placed``; a background picture itself has neither.
+    """
+
+    picture_id: str
+    prompt: str
+    seed: int
+    water: str | None = None
+    water_view: int | None = None
+    placed: tuple[PlacedBox, ...] = ()
+
+
 class SyntheticImage(Record):
     """A line of ``3-generate/images.jsonl``: everything needed to make the picture again.
 

@@ -6,7 +6,7 @@ Source: Ruiz et al., "DreamBooth", 2023, section 3.2 (class-specific prior prese
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -54,13 +54,15 @@ def draw_prior(
         )
         for number in range(settings.prior_pictures)
     }
-    missing = [path for path in requests if not path.exists()]
-    if missing:
-        generator = open_generator(None)
-        with reporter.bar("finetune", len(missing), doing="class pictures") as advance:
-            for path in missing:
-                _draw(path, requests[path], side, config, generator)
-                advance(1)
+    draw_missing(
+        requests,
+        side,
+        config,
+        reporter,
+        open_generator,
+        doing="class pictures",
+        of="prior_pictures",
+    )
     tiles = [
         TrainTile(path.stem, path, request.prompt, hash_file(path))
         for path, request in requests.items()
@@ -78,24 +80,53 @@ def draw_prior(
     return tiles
 
 
-def _draw(
-    path: Path, request: PictureRequest, side: int, config: Config, generator: ImageGenerator
+def draw_missing(
+    requests: Mapping[Path, PictureRequest],
+    side: int,
+    config: Config,
+    reporter: Reporter,
+    open_generator: Callable[[Path | None], ImageGenerator],
+    *,
+    doing: str,
+    of: str,
 ) -> None:
-    try:
-        (drawn,) = generator.generate(
-            [request],
-            width=side,
-            height=side,
-            num_inference_steps=config.generate.num_inference_steps,
-            guidance_scale=config.generate.guidance_scale,
-        )
-    except MemoryError as error:
-        raise SynthdetError(
-            f"out of memory while the base model drew class pictures ({error}): set "
-            "finetune.prior_pictures to 0, lower prepare.resolution, or use a larger card"
-        ) from error
-    text = PngInfo()
-    text.add_text("prompt", request.prompt)
-    text.add_text("seed", str(request.seed))
-    with atomic_path(path) as temporary:
-        Image.fromarray(drawn).save(temporary, pnginfo=text)
+    """Let the base model draw those pictures that are not there, each alone, prompt and seed in its file.
+
+    Args:
+        requests: File -> what it shows.
+        side: Of the pictures, in pixels.
+        config: All settings; drawn with the steps and guidance of ``generate``.
+        reporter: Hears the progress.
+        open_generator: Opens the base model, given None; not called where nothing is missing.
+        doing: What is drawn, in words.
+        of: The setting of ``finetune`` that asks for them.
+
+    Raises:
+        SynthdetError: One picture does not fit into memory.
+    """
+    missing = [path for path in requests if not path.exists()]
+    if not missing:
+        return
+    generator = open_generator(None)
+    with reporter.bar("finetune", len(missing), doing=doing) as advance:
+        for path in missing:
+            request = requests[path]
+            try:
+                (drawn,) = generator.generate(
+                    [request],
+                    width=side,
+                    height=side,
+                    num_inference_steps=config.generate.num_inference_steps,
+                    guidance_scale=config.generate.guidance_scale,
+                )
+            except MemoryError as error:
+                raise SynthdetError(
+                    f"out of memory while the base model drew {doing} ({error}): set finetune.{of} "
+                    "to 0, lower prepare.resolution, or use a larger card"
+                ) from error
+            text = PngInfo()
+            text.add_text("prompt", request.prompt)
+            text.add_text("seed", str(request.seed))
+            with atomic_path(path) as temporary:
+                Image.fromarray(drawn).save(temporary, pnginfo=text)
+            advance(1)

@@ -11,12 +11,13 @@ Writes:
     from which step on it was compiled; ``model.json``,
     what the LoRA belongs to, so that later stages see it change; ``trained_on.json``, the photos it has
     seen; ``samples/``, the base model's picture beside the LoRA's, same prompt and seed; ``prior/`` and
-    ``prior.jsonl``, the base model's own pictures where it is asked to keep them; ``checkpoints/``, the
-    training's last state; ``cache/`` (latents, captions) while it trains.
+    ``prior.jsonl``, the base model's own pictures where it is asked to keep them; ``composites/`` and
+    ``composites.jsonl``, train animals set into other water; ``checkpoints/``, the training's last state;
+    ``cache/`` (latents, captions) while it trains.
 
 Resume:
     The trainer goes on from its newest whole checkpoint and ends with the same weights. Pictures of the
-    base model are drawn where one is missing; samples all again. When photos are added, the LoRA stays,
+    base model and composites are made where one is missing; samples all again. When photos are added, the LoRA stays,
     as one of the earlier set, as long as all that it has seen is still in train.
 """
 
@@ -45,6 +46,7 @@ from synthdet.models.protocols import (
     TrainTile,
 )
 from synthdet.progress import Reporter
+from synthdet.stages._composites import make_composites
 from synthdet.stages._prior import draw_prior
 from synthdet.workspace import (
     StageFolder,
@@ -140,6 +142,8 @@ def run(
             trained_on[0].unlink(missing_ok=True)
         planned = plan_training(train_tiles, workspace)
         held_out = plan_training(_choose_held_out(tiles), workspace, split="val")
+        if settings.composites:
+            planned += make_composites(workspace, train_tiles, config, reporter, open_generator)
         prior = []
         if settings.prior_pictures:
             prior = draw_prior(folder.path, train_tiles[0].width, config, reporter, open_generator)
