@@ -3,21 +3,27 @@
 peft's layer serves every variant there is: it casts its input to float32, which autograd then keeps, and
 takes twice the operations. A training step at 512 pixels on a fast GPU is bound by the number of
 operations, so the linear layers of a plain LoRA take this way instead; peft's own layers stand as they
-are underneath, and are what is saved and read back.
+are underneath, and are what is saved and read back. Convolutions with nearly as many ranks as channels,
+and attention over few tokens on a CPU, have a shorter way too.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import MethodType
 from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-from peft.tuners.lora import Linear
+from peft.tuners.lora import Conv2d, Linear
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_FEW_SCORES = 128 * 128
+"""Queries times keys of a head, up to which a CPU goes faster over the scores written out."""
 
 
 class LoraLinear(torch.autograd.Function):
@@ -111,8 +117,9 @@ def lean_layers(network: nn.Module, *, for_compiling: bool = False) -> Iterator[
     """Let the linear layers of a network's plain LoRA take the short way, and give them back.
 
     Attentions that have one on queries, keys and values project them together. The base's weights of
-    these then lie in one piece, and stay so. Left as they are: convolutions, a DoRA, and whatever has
-    a dropout or another adapter.
+    these then lie in one piece, and stay so. A convolution whose LoRA is more work than its own weights'
+    gradient adds the two up first, but not for compiling. Left as they are: other convolutions, a DoRA,
+    and whatever has a dropout or another adapter.
 
     Args:
         network: With the one adapter ``default``.
@@ -122,13 +129,17 @@ def lean_layers(network: nn.Module, *, for_compiling: bool = False) -> Iterator[
     Yields:
         How many layers do.
     """
-    taken: list[Any] = [module for module in network.modules() if _is_plain(module)]
+    taken: list[Any] = [module for module in network.modules() if _is_plain(module, nn.Linear)]
     for layer in taken:
         layer.forward = (
             MethodType(_forward_by_module, layer)
             if for_compiling
             else partial(_forward, *_find_weights(layer))
         )
+    convolutions: list[Any] = [module for module in network.modules() if _is_better_merged(module)]
+    for layer in () if for_compiling else convolutions:
+        layer.forward = partial(_convolve, layer)
+        taken.append(layer)
     attentions: list[Any] = [module for module in network.modules() if _is_ordinary(module)]
     for attention in attentions:
         weight = _stack(attention)
@@ -203,10 +214,23 @@ def _attend(
         query = attention.to_q(hidden_states)
         parts = (query.view(*query.shape[:-1], heads, -1), *parts)
     query, key, value = (part.transpose(1, 2) for part in parts)
-    seen = nn.functional.scaled_dot_product_attention(query, key, value)
+    seen = _attend_to(query, key, value)
     seen = seen.transpose(1, 2).reshape(*hidden_states.shape[:-1], -1)
     projected: Tensor = attention.to_out[0](seen)
     return projected
+
+
+def _attend_to(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Scaled dot product attention: ``(n, heads, tokens, width)`` each, as the first.
+
+    torch's fused one saves memory; going back through it over 64 tokens takes a CPU several times
+    as long as over the scores written out. In 16 bits the latter would round more.
+    """
+    on_cpu = query.device.type == "cpu" and query.dtype == torch.float32
+    few = on_cpu and query.shape[-2] * key.shape[-2] <= _FEW_SCORES
+    with sdpa_kernel(SDPBackend.MATH) if few else nullcontext():
+        seen: Tensor = nn.functional.scaled_dot_product_attention(query, key, value)
+    return seen
 
 
 def _attend_by_module(
@@ -239,6 +263,28 @@ def _forward(
     return made
 
 
+def _convolve(layer: Any, x: Tensor, *_rest: Any) -> Tensor:
+    base = layer.base_layer
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    learned = layer.scaling["default"] * (b.flatten(1) @ a.flatten(1)).view_as(base.weight)
+    made: Tensor = base._conv_forward(x, base.weight + learned.to(base.weight.dtype), base.bias)
+    return made
+
+
+def _is_better_merged(module: Any) -> bool:
+    """A convolution whose LoRA's three products a step are more work than its weights' gradient."""
+    if not _is_plain(module, nn.Conv2d):
+        return False
+    down, base = module.lora_A["default"], module.base_layer
+    # peft leaves some of these out.
+    same = ("stride", "padding", "dilation", "padding_mode", "groups")
+    if base.groups != 1 or any(getattr(down, name) != getattr(base, name) for name in same):
+        return False
+    rank, inputs, *kernel = down.weight.shape
+    outputs, area = base.out_channels, math.prod(kernel)
+    return bool(3 * rank * (inputs * area + outputs) >= inputs * area * outputs)
+
+
 def _is_ordinary(module: Any) -> bool:
     """An attention as SDXL has it, with a plain LoRA on queries, keys and values."""
     if type(module) is not Attention or not isinstance(module.processor, AttnProcessor2_0):
@@ -246,7 +292,7 @@ def _is_ordinary(module: Any) -> bool:
     projections = (module.to_q, module.to_k, module.to_v)
     unusual = (module.spatial_norm, module.group_norm, module.norm_q, module.norm_k)
     return (
-        all(_is_plain(layer) and layer.base_layer.bias is None for layer in projections)
+        all(_is_plain(layer, nn.Linear) and layer.base_layer.bias is None for layer in projections)
         and len({float(layer.scaling["default"]) for layer in projections}) == 1
         and len({layer.base_layer.weight.shape[0] for layer in projections}) == 1
         and all(one is None for one in unusual)
@@ -256,10 +302,11 @@ def _is_ordinary(module: Any) -> bool:
     )
 
 
-def _is_plain(module: Any) -> bool:
+def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
+    """A LoRA as it comes, and no variant of one, on a layer of that kind."""
     return (
-        type(module) is Linear
-        and type(module.base_layer) is nn.Linear
+        type(module) is {nn.Linear: Linear, nn.Conv2d: Conv2d}[kind]
+        and type(module.base_layer) is kind
         and list(module.lora_A) == ["default"]
         and not module.lora_variant
         and not module.lora_bias["default"]

@@ -142,6 +142,53 @@ def test_a_whole_unet_gives_what_peft_gives(half: bool, tmp_path: Path) -> None:
             assert error <= (0.15 if half else 1e-3) * float(grad.norm()) + 1e-7, name
 
 
+class Convolutions(nn.Module):
+    """One whose LoRA is more work than its own weights' gradient, and three that are left to peft."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reflecting = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
+        self.narrow = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.wide = nn.Conv2d(6, 48, 3, padding=1)
+        self.grouped = nn.Conv2d(48, 4, 1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.grouped(
+            torch.relu(self.wide(torch.relu(self.narrow(self.reflecting(x)))))
+        )
+        return made
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_convolution_with_many_ranks_is_added_up_first(half: bool) -> None:
+    torch.manual_seed(0)
+    net = Convolutions().requires_grad_(False)
+    names = ["reflecting", "narrow", "wide", "grouped"]
+    inject_adapter_in_model(
+        LoraConfig(r=2, lora_alpha=5, init_lora_weights=False, target_modules=names), net
+    )
+    if half:
+        for name, parameter in net.named_parameters():
+            if "lora" not in name:
+                parameter.data = parameter.data.bfloat16()
+    x = torch.randn(2, 4, 12, 9, generator=torch.Generator().manual_seed(1))
+    x = x.bfloat16() if half else x
+    expected, grad_x, grads = run(net, x, half=half)
+    with lean_layers(net) as number:
+        assert number == 1
+        assert "forward" in vars(net.narrow)
+        found, found_x, found_grads = run(net, x, half=half)
+    with lean_layers(net, for_compiling=True) as number:
+        assert number == 0
+    tolerance: dict[str, Any] = {"atol": 0.05, "rtol": 0.05} if half else {}
+    torch.testing.assert_close(found, expected, **tolerance)
+    torch.testing.assert_close(found_x, grad_x, **tolerance)
+    assert found_grads.keys() == grads.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(found_grads[name], grad, **tolerance)
+    assert all("forward" not in vars(module) for module in net.modules())
+
+
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_dropout": 0.5}])
 def test_what_is_not_plain_is_left_alone(options: dict[str, Any]) -> None:
     with lean_layers(make(**options)) as number:
