@@ -311,6 +311,8 @@ class GenerateConfig(Section):
     """A LoRA distilled for few steps (SDXL-Lightning, Hyper-SD, LCM: a .safetensors file), fused beside the run's own. It wants the steps, guidance and scheduler that its authors name: Lightning of 4 steps `num_inference_steps: 4`, `guidance_scale: 0`, `scheduler: EulerDiscreteScheduler`, `scheduler_options: {timestep_spacing: trailing}`. Pictures come several times as fast and look more alike: see whether the verdict still holds."""
     lora_scale: float = Field(0.9, ge=0)
     """Strength of the LoRA."""
+    placed_lora_scale: float | None = Field(None, ge=0)
+    """With `mode: placed`: its strength there, and in the drawn water that animals are placed into. Where the animal is a real one, less of the LoRA keeps it and its water as they are. null: `lora_scale`."""
     batch_size: Literal["auto"] | int = "auto"
     """Pictures a batch. Part of what is made: another batch shape changes pixels slightly. `auto`: as many as fit, found out before the first picture and kept in `plan.json`."""
     vae_batch_size: int = Field(1, ge=1)
@@ -354,6 +356,13 @@ class GenerateConfig(Section):
     def strength(self, mode: GenerateMode) -> float:
         """Share of the denoising that is done in a mode."""
         return {"text": 1.0, "image": self.image_strength, "placed": self.placed_strength}[mode]
+
+    def lora_strength(self, mode: GenerateMode, *, background: bool) -> float:
+        """Strength of the LoRA in a mode; a background that is drawn to place animals into has theirs."""
+        placing = "placed" in self.mode_shares() and self.placed_water == "drawn"
+        if self.placed_lora_scale is not None and (mode == "placed" or (background and placing)):
+            return self.placed_lora_scale
+        return self.lora_scale
 
     @model_validator(mode="after")
     def _check_modes(self) -> GenerateConfig:

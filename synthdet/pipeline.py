@@ -134,7 +134,7 @@ def _generate(workspace: Workspace, config: Config, reporter: Reporter, redo: bo
         workspace,
         config,
         reporter,
-        open_generator=lambda: _open_generator(config, lora, config.generate.lora_scale, note),
+        open_generator=lambda lora_scale: _open_generator(config, lora, lora_scale, note),
         redo=redo,
     )
 

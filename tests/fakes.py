@@ -88,6 +88,7 @@ class FakeGenerator:
     fitting: int = 4
     calls: int = 0
     requests: list[PictureRequest] = field(default_factory=list)
+    lora_scales: list[float] = field(default_factory=list)
 
     def generate(
         self,

@@ -22,6 +22,7 @@ Resume:
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +61,7 @@ def run(
     config: Config,
     reporter: Reporter,
     *,
-    open_generator: Callable[[], ImageGenerator],
+    open_generator: Callable[[float], ImageGenerator],
     redo: bool = False,
 ) -> None:
     """Make every planned picture that is not there yet.
@@ -69,8 +70,8 @@ def run(
         workspace: The run folder.
         config: All settings.
         reporter: Hears the progress.
-        open_generator: Opens the pipeline with the run's LoRA; not called where no picture is
-            missing.
+        open_generator: Opens the pipeline with the run's LoRA in the strength given; not called where
+            no picture is missing.
         redo: Set the old folder aside and start afresh.
 
     Raises:
@@ -218,20 +219,18 @@ def _generate(
     sources: Sources,
     settings: GenerateConfig,
     size_wh: tuple[int, int],
-    open_generator: Callable[[], ImageGenerator],
+    open_generator: Callable[[float], ImageGenerator],
 ) -> dict[str, float]:
     """Draw what is not there; returns how fast that was, empty where nothing was drawn."""
     if not planned:
         return {}
     models = _Models(open_generator)
-    # A batch starts in one way, so the pictures of a mode come together: `placed` last, which may start
-    # from backgrounds drawn before.
-    planned = sorted(planned, key=lambda picture: MODES.index(picture.mode))
-    modes = Counter(picture.mode for picture in planned)
+    planned, groups = _in_groups(planned, settings)
+    first = _lora_scale(planned[0], settings)
     batches = Batches(
         made.folder.path / "plan.json",
-        [modes[mode] for mode in MODES],
-        lambda: _find_batch_size(made.reporter, models, settings, size_wh),
+        groups,
+        lambda: _find_batch_size(made.reporter, models, first, settings, size_wh),
     )
     done = sum(made.has(picture.image_id) for picture in planned)
     drawn, begun = 0, 0.0
@@ -243,29 +242,20 @@ def _generate(
             lacking = sum(not made.has(picture.image_id) for picture in batch)
             if not lacking:
                 continue
-            generator = models.generator()
+            generator = models.generator(_lora_scale(batch[0], settings))
             begun = begun or time.perf_counter()
             batch = _on_water_that_came_out(batch, planned, made, saver)
-            requests = [sources.request(plan) for plan in batch]
-            strength = settings.strength(batch[0].mode)
-            draw = partial(_draw, generator, requests, settings, size_wh, strength)
             try:
-                pictures = draw()
+                rows = _draw_batch(number, batch, generator, sources, settings, size_wh)
             except MemoryError as error:
                 batches.halve(number, because=error)
                 made.reporter.note(
                     "generate", f"out of memory with {len(batch)} pictures at once: halved"
                 )
                 continue
-            pictures, notes = _make_blanks_again(pictures, draw)
-            described = partial(_describe, number, len(batch), generator, settings)
-            rows = zip(batch, requests, pictures, notes, strict=True)
-            saver.save(
-                [
-                    (picture, described(compare(plan, request.source, picture)) | note)
-                    for plan, request, picture, note in rows
-                ]
-            )
+            finally:
+                del generator  # the next batch may want another: two do not fit a small GPU
+            saver.save(rows)
             drawn += len(batch)
             advance(lacking)
     if not drawn:
@@ -275,6 +265,52 @@ def _generate(
         "pictures_per_second": round(drawn / seconds, 3),
         "save_stall_share": round(saver.stalled / seconds, 4),
     }
+
+
+def _draw_batch(
+    number: int,
+    batch: Sequence[PlannedPicture],
+    generator: ImageGenerator,
+    sources: Sources,
+    settings: GenerateConfig,
+    size_wh: tuple[int, int],
+) -> list[tuple[Picture, dict[str, Any]]]:
+    """The pictures of a batch, each with what its record says.
+
+    Raises:
+        MemoryError: They do not fit.
+    """
+    requests = [sources.request(plan) for plan in batch]
+    strength = settings.strength(batch[0].mode)
+    draw = partial(_draw, generator, requests, settings, size_wh, strength)
+    pictures, notes = _make_blanks_again(draw(), draw)
+    described = partial(_describe, number, len(batch), generator, settings)
+    rows = zip(batch, requests, pictures, notes, strict=True)
+    return [
+        (picture, described(compare(plan, request.source, picture)) | note)
+        for plan, request, picture, note in rows
+    ]
+
+
+def _in_groups(
+    planned: Sequence[PlannedPicture], settings: GenerateConfig
+) -> tuple[list[PlannedPicture], list[int]]:
+    """The pictures in the order in which they are drawn, and how many of each group may share a batch.
+
+    A batch starts in one way, with one LoRA: that of placed animals last, so that it changes once, and
+    among those `placed` last, which may start from backgrounds drawn before.
+    """
+
+    def group(picture: PlannedPicture) -> tuple[bool, int]:
+        other = _lora_scale(picture, settings) != settings.lora_scale
+        return other, MODES.index(picture.mode)
+
+    sizes = Counter(map(group, planned))
+    return sorted(planned, key=group), [sizes[one] for one in sorted(sizes)]
+
+
+def _lora_scale(picture: PlannedPicture, settings: GenerateConfig) -> float:
+    return settings.lora_strength(picture.mode, background=picture.background)
 
 
 def _on_water_that_came_out(
@@ -294,35 +330,45 @@ def _on_water_that_came_out(
 
 
 class _Models:
-    """The pipeline, opened when it is first needed."""
+    """The pipeline, opened when it is first needed, and anew for another strength of the LoRA.
 
-    def __init__(self, open_generator: Callable[[], ImageGenerator]) -> None:
+    A LoRA is fused into the weights, and what is taken out again leaves rounding behind: a picture's
+    bytes would depend on what was drawn before it.
+    """
+
+    def __init__(self, open_generator: Callable[[float], ImageGenerator]) -> None:
         self._open = open_generator
-        self._generator: ImageGenerator | None = None
+        self._opened: tuple[float, ImageGenerator] | None = None
 
-    def generator(self) -> ImageGenerator:
-        if self._generator is None:
-            self._generator = _open(self._open)
-        return self._generator
+    def generator(self, lora_scale: float) -> ImageGenerator:
+        if self._opened is None or self._opened[0] != lora_scale:
+            self._opened = None
+            gc.collect()  # two at once do not fit a small GPU
+            self._opened = lora_scale, _open(self._open, lora_scale)
+        return self._opened[1]
 
 
 def _find_batch_size(
-    reporter: Reporter, models: _Models, settings: GenerateConfig, size_wh: tuple[int, int]
+    reporter: Reporter,
+    models: _Models,
+    lora_scale: float,
+    settings: GenerateConfig,
+    size_wh: tuple[int, int],
 ) -> int:
     if settings.batch_size != "auto":
         return settings.batch_size
     width, height = size_wh
     try:
-        found = models.generator().find_batch_size(width=width, height=height)
+        found = models.generator(lora_scale).find_batch_size(width=width, height=height)
     except MemoryError:
         found = 1
     reporter.note("generate", f"{found} pictures at once fit here")
     return found
 
 
-def _open(open_generator: Callable[[], ImageGenerator]) -> ImageGenerator:
+def _open(open_generator: Callable[[float], ImageGenerator], lora_scale: float) -> ImageGenerator:
     try:
-        return open_generator()
+        return open_generator(lora_scale)
     except MemoryError as error:
         raise SynthdetError(f"the model does not fit into memory ({error}): free some") from error
 
@@ -395,7 +441,7 @@ def _describe(
         "num_inference_steps": settings.num_inference_steps,
         "guidance_scale": settings.guidance_scale,
         "guidance_end": settings.guidance_end,
-        "lora_scale": settings.lora_scale,
+        "lora_scale": _lora_scale(plan, settings),
         "batch": batch,
         "batch_shape": batch_shape,
         "asked_for": plan.asked_for,

@@ -43,8 +43,9 @@ def make(
     """Run the stage; without a generator, opening one fails the test."""
     reporter, said = quiet()
 
-    def open_generator() -> FakeGenerator:
+    def open_generator(lora_scale: float) -> FakeGenerator:
         assert generator is not None, "a model was opened"
+        generator.lora_scales.append(lora_scale)
         return generator
 
     generate.run(workspace, config, reporter, open_generator=open_generator, **options)
@@ -446,6 +447,36 @@ def test_water_that_is_gone_is_drawn_again_first(tmp_path: Path) -> None:
         (whole.root / "3-generate" / "images" / f"{image_id}.png").unlink()
     make(whole, config, FakeGenerator())
     assert file_bytes(whole.root / "3-generate") == expected
+
+
+@pytest.mark.parametrize("fail_at", [0, 2, 6, 8])
+def test_placed_animals_and_their_water_have_a_lora_strength_of_their_own(
+    tmp_path: Path, fail_at: int
+) -> None:
+    options: dict[str, Any] = {"mode": {"text": 1, "placed": 2}, "num_images": 18, "batch_size": 2}
+    options |= {"placed_water": "drawn", "background_fraction": 0.3, "lora_scale": 1.25}
+    workspace, config = start_modes(tmp_path / "run", **options, placed_lora_scale=0.5)
+    if fail_at:
+        with pytest.raises(PlannedError):
+            make(workspace, config, FakeGenerator(fail_at=fail_at))
+    make(workspace, config, rest := FakeGenerator())
+    assert rest.lora_scales == ([1.25, 0.5] if fail_at < 3 else [0.5]), "opened once for each"
+    for record in records(workspace):
+        animals_from_text = record.mode == "text" and record.asked_for != ()
+        assert record.lora_scale == (1.25 if animals_from_text else 0.5)
+    whole, _ = start_modes(tmp_path / "whole", **options, placed_lora_scale=0.5)
+    make(whole, config, FakeGenerator())
+    assert file_bytes(whole.root / "3-generate") == file_bytes(workspace.root / "3-generate")
+
+    one, config = start_modes(tmp_path / "one", **options)
+    make(one, config, generator := FakeGenerator())
+    assert generator.lora_scales == [1.25]
+    real, config = start_modes(
+        tmp_path / "real", **{**options, "placed_water": "real"}, placed_lora_scale=0.5
+    )
+    make(real, config, FakeGenerator())
+    for record in records(real):
+        assert record.lora_scale == (0.5 if record.mode == "placed" else 1.25)
 
 
 def test_a_batch_starts_in_one_way(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ for run, survive in orders:
         generate_files.write_bytes = mortal(generate_files.write_bytes, left)
         generate_made.append_records = mortal(generate_made.append_records, left)
         workspace = Workspace(Path(run))
-        generate.run(workspace, workspace.read_config(), quiet()[0], open_generator=lambda: generator)
+        generate.run(workspace, workspace.read_config(), quiet()[0], open_generator=lambda _lora_scale: generator)
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 """

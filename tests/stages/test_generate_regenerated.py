@@ -76,7 +76,7 @@ def test_every_picture_is_drawn_again_from_its_record(tmp_path: Path, water: str
         )
         generate.run(
             workspace, config, quiet()[0],
-            open_generator=lambda: open_generator(base, SETTINGS["scheduler"]),
+            open_generator=lambda _lora_scale: open_generator(base, SETTINGS["scheduler"]),
         )  # fmt: skip
         contents.append(file_bytes(workspace.root / "3-generate"))
     assert contents[0] == contents[1], "on any number of workers"
