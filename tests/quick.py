@@ -25,6 +25,7 @@ QUICK_SETTINGS = (
     "finetune.train_batch_size=2",
     "finetune.checkpointing_steps=2",
     "finetune.num_samples=1",
+    "finetune.composites=4",
     "generate.num_images=8",
     "generate.num_inference_steps=4",
     "generate.placed_strength=0.5",

@@ -72,6 +72,8 @@ def plan_modes(
     its eight turns and mirrors: from above there is no up. Water is turned likewise. It is a background
     tile, or a background picture of the plan; of those, one in whose caption or prompt most of the
     attributes come up that the picture's own prompt names: no grey sea where a blue one is asked for.
+    Into a background picture animals come from other seas, if there are such: from tiles whose captions
+    do not name all of those attributes.
     A background is never placed: it is drawn from text. It is drawn from text too where the mode
     wants a background tile and there is none. Tiles and sizes come up evenly, in random order.
 
@@ -260,7 +262,7 @@ class _Chooser:
         for class_id in picture.asked_for:
             for number in range(_TRIES):
                 if number % _TRIES_AN_ANIMAL == 0:
-                    animal_tile, animal, view = self._animal(class_id)
+                    animal_tile, animal, view = self._animal(class_id, picture.attributes)
                     sides = (animal[2] - animal[0], animal[3] - animal[1])
                     sides = sides[::-1] if view % 2 else sides
                 xyxy = self._somewhere(*sides, tile)
@@ -279,8 +281,12 @@ class _Chooser:
         y = int(self._rng.integers(tile.height - int(height) + 1))
         return (x, y, x + width, y + height)
 
-    def _animal(self, class_id: int) -> tuple[str, XYXY, int]:
-        """A real animal that is whole in its tile, and a view of it that fits every tile."""
+    def _animal(self, class_id: int, attributes: tuple[str, ...]) -> tuple[str, XYXY, int]:
+        """A real animal that is whole in its tile, and a view of it that fits every tile.
+
+        Set into drawn water, it is one whose own caption lacks something that the picture's prompt names,
+        if there is one: what is wanted is the animal where no photo shows it, and not that photo again.
+        """
         if class_id not in self._whole:
             raise SynthdetError(
                 "generate.mode: placed takes sizes from real animals, and none of class "
@@ -292,7 +298,16 @@ class _Chooser:
                 animals = [one for one in animals if self._stands_out(one)] or animals
             self._placeable[class_id] = animals
         animals = self._placeable[class_id]
-        animal = animals[self._next(("animal", class_id), len(animals))]
+        kind: tuple[object, ...] = ("animal", class_id)
+        if self._drawn is not None:
+            strange = [
+                one
+                for one in animals
+                if not all(_names(one.tile.caption, word) for word in attributes)
+            ]
+            if 0 < len(strange) < len(animals):
+                animals, kind = strange, (*kind, attributes)
+        animal = animals[self._next(kind, len(animals))]
         tile, xyxy = animal.tile, animal.xyxy
         fits = max(xyxy[2] - xyxy[0], xyxy[3] - xyxy[1]) <= min(tile.width, tile.height)
         view = int(self._rng.integers(8)) if fits else 4 * int(self._rng.integers(2))
@@ -309,8 +324,9 @@ class _Chooser:
 
 
 def _names(text: str, word: str) -> bool:
-    """Whether words come up in a text as whole words."""
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
+    """Whether words come up in a text as whole words; they may begin with a comma."""
+    before = r"(?<!\w)" if re.match(r"\w", word) else ""
+    return re.search(rf"{before}{re.escape(word)}(?!\w)", text) is not None
 
 
 def _whole_pixels(xyxy: XYXY, tile: Tile) -> XYXY | None:

@@ -53,6 +53,7 @@ def make_composites(
     Captions are the prompts (``generate.prompts``), so a LoRA learns to answer what it will be asked. All
     is planned before the first picture and kept in ``composites.jsonl``; what is changed in ``generate``
     later changes nothing here. A background picture of one colour is left out, with what is set into it.
+    Where no animal stands out from its water, that is said, and nothing is made.
 
     Args:
         workspace: The run folder.
@@ -65,8 +66,8 @@ def make_composites(
         The composites, and the background pictures without animals after them.
 
     Raises:
-        SynthdetError: A prompt names something unknown, no animal stands out from its water, one
-            picture does not fit into memory, or all background pictures are of one colour.
+        SynthdetError: A prompt names something unknown, one picture does not fit into memory, or all
+            background pictures are of one colour.
     """
     folder = workspace.stage("finetune").path
     dataset = read_json(workspace.stage("prepare").path / "dataset.json")
@@ -75,6 +76,8 @@ def make_composites(
         planned = _plan(tiles, sources, dataset["classes"], config, reporter)
         write_records(folder / RECORDS_NAME, planned)
     planned = read_records(folder / RECORDS_NAME, Composite)
+    if not planned:
+        return []
     waters = {one.picture_id: one for one in planned if one.water is None}
     negative = config.generate.negative_prompt
     draw_missing(
@@ -121,10 +124,11 @@ def _plan(
             advance(1)
     cut_out = {_key(animal) for animal in animals if sources.stands_out(animal)}
     if not cut_out:
-        raise SynthdetError(
-            "finetune.composites: no train animal stands out from the water around it well enough to be "
-            "cut out: set finetune.composites to 0"
+        reporter.note(
+            "finetune",
+            "no composites: no train animal stands out from the water around it well enough to be cut out",
         )
+        return []
     settings, number = config.generate, config.finetune.composites
     num_waters = -(-number // _A_WATER)
     worded = plan_pictures(

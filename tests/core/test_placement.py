@@ -190,6 +190,31 @@ def test_water_fits_the_attributes_of_the_prompt(water: str) -> None:
             assert one.attributes == ((sea, ", foam") if "foam" in one.prompt else (sea,))
 
 
+@pytest.mark.parametrize("water", ["real", "drawn"])
+def test_animals_come_into_drawn_water_from_other_seas(water: str) -> None:
+    planned = plan_pictures(
+        num_images=120, class_names=["seal"], prompts=["{animals} in a {sea} sea{waves}"],
+        animals=None, attributes={"sea": ("blue", "grey", "red"), "waves": ["", ", foam"]},
+        background_prompts=["a {sea} sea{waves}"], background_fraction=0.2, negative_prompt="", seed=3,
+    )  # fmt: skip
+    seas = ("a blue sea", "a grey sea", "a grey sea, foam")
+    tiles = [
+        *(tile(sea, SEAL).model_copy(update={"caption": f"one seal in {sea}"}) for sea in seas),
+        *(tile(f"water in {sea}").model_copy(update={"caption": sea}) for sea in seas),
+    ]
+    made = give({"placed": 1}, tiles, planned=planned, water=water)
+    seen: dict[str, set[str]] = {}
+    for one in made:
+        for box in one.placed:
+            seen.setdefault(one.prompt.split(" in ")[1], set()).add(box.animal_tile)
+    assert seen["a red sea"] == seen["a red sea, foam"] == seen["a blue sea, foam"] == set(seas)
+    own = {"a blue sea": {seas[0]}, "a grey sea": {seas[1], seas[2]}, "a grey sea, foam": {seas[2]}}
+    for sea, not_wanted in own.items():
+        assert seen[sea] == (set(seas) - not_wanted if water == "drawn" else set(seas)), sea
+    alone = give({"placed": 1}, tiles[:1], planned=planned, water="drawn")
+    assert {box.animal_tile for one in alone for box in one.placed} == {seas[0]}, "none other"
+
+
 def test_other_water_is_as_like_as_can_be() -> None:
     seas = ("blue", "grey")
     planned = plan_pictures(
