@@ -109,6 +109,11 @@ def make_composites(
     return [_to_tile(one, _path(folder, one.picture_id), dataset["classes"]) for one in learned]
 
 
+def count_composites(folder: Path) -> int:
+    """How many were planned for the training in a folder, background pictures not counted."""
+    return sum(one.water is not None for one in read_records(folder / RECORDS_NAME, Composite))
+
+
 def _plan(
     tiles: Sequence[Tile],
     sources: Sources,

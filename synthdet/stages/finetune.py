@@ -46,7 +46,7 @@ from synthdet.models.protocols import (
     TrainTile,
 )
 from synthdet.progress import Reporter
-from synthdet.stages._composites import make_composites
+from synthdet.stages._composites import count_composites, make_composites
 from synthdet.stages._prior import draw_prior
 from synthdet.workspace import (
     StageFolder,
@@ -175,6 +175,8 @@ def _count_training(workspace: Workspace, folder: StageFolder) -> dict[str, Any]
     first, last = _read_trend(folder.path / METRICS_NAME, "val_loss")
     if first is not None:
         counts |= {"val_loss_first": first, "val_loss_last": last}
+    if composites := count_composites(folder.path):
+        counts["composites"] = composites
     if new := len(set(learned["photos"]) - set(seen["photos"])):
         counts["train_photos_not_seen"] = new
     return counts
@@ -405,7 +407,10 @@ def _check_lora(path: Path) -> None:
 def _closing_line(figures: dict[str, Any]) -> str:
     if "own_lora" in figures:
         return f"{figures['own_lora']} taken in, nothing trained"
-    line = f"{figures['tiles']} tiles · {figures['steps']} steps"
+    line = f"{figures['tiles']} tiles"
+    if figures.get("composites"):
+        line += f" and {figures['composites']} composites"
+    line += f" · {figures['steps']} steps"
     if figures.get("train_photos_not_seen"):
         line += (
             f" · on an earlier set: {figures['train_photos_not_seen']} train photos are new to it"

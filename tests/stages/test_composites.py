@@ -79,7 +79,8 @@ def make(
 def test_the_lora_learns_train_animals_in_water_that_the_base_model_drew(tmp_path: Path) -> None:
     workspace, config = start(tmp_path / "run")
     trainer, generator = FakeLoraTrainer(), FakeGenerator()
-    make(workspace, config, trainer, generator)
+    said = make(workspace, config, trainer, generator)
+    assert "3 tiles and 8 composites · 3 steps" in said
     asked = {request.prompt for request in generator.requests}
     assert asked == {"photo of a blue sea", "photo of a red sea"}
     assert len(generator.requests) == 2, "a water for four composites"
