@@ -35,7 +35,7 @@ from report import make_report, say
 
 from synthdet.core.comparison import pairwise_iou
 from synthdet.core.formats.yolo import to_yolo_lines
-from synthdet.core.records import Box, Decision, DetectedBox, Label, SyntheticImage, Tile
+from synthdet.core.records import Box, Decision, DetectedBox, Label, Score, SyntheticImage, Tile
 from synthdet.pipeline import init_run, run_stages
 from synthdet.pocket import weights_dir
 from synthdet.pocket.sea import BASE_CLASSES, HUMPBACK, Scene, render_scene
@@ -424,9 +424,12 @@ def measure_memory(workspace: Workspace) -> dict[str, Any]:
     nearest = nearest_distance(thumbnails(made), thumbnails(real)).min()
     usual = nearest_distance(thumbnails(others), thumbnails(real)).min()
     limit = workspace.stage("filter").lock()["counts"]["copy_threshold"]  # type: ignore[index]
-    highest = float((seen @ known.T).max())
+    scores = {one.image_id: one for one in read_records(chosen / "scores.jsonl", Score)}
+    highest = max(scores[image.image_id].nearest_real_similarity or -1.0 for image in images)
     return {
-        "nearest_kept_similarity_over_real": round(highest / float((different @ known.T).max()), 4),
+        "nearest_kept_similarity_over_real": round(
+            float((seen @ known.T).max() / (different @ known.T).max()), 4
+        ),
         "nearest_kept_distance_over_real": round(float(nearest / usual), 4),
         "nearest_kept_similarity_over_copy_threshold": round(highest / limit, 4),
         "pictures_compared": number,

@@ -263,6 +263,10 @@ class FinetuneConfig(Section):
             )
         return self
 
+    def num_waters(self) -> int:
+        """Background pictures for `composites`: four in each, in other views, look like four."""
+        return -(-self.composites // 4)
+
     def crop_ratios(self) -> tuple[tuple[int, int], ...]:
         """`crop_shapes` as width and height."""
         return tuple(parse_ratio(shape) for shape in self.crop_shapes)
@@ -318,7 +322,7 @@ class GenerateConfig(Section):
     vae_batch_size: int = Field(1, ge=1)
     """Pictures the VAE decodes at once: it needs more memory a picture than all else."""
     compile: bool = False
-    """Compile UNet and VAE with torch before the first batch: minutes at the start, and again for every other batch shape; then faster on a GPU. It changes pixels slightly. For thousands of pictures."""
+    """Compile UNet and VAE with torch before the first batch: minutes at the start, and again for every other batch shape and for `placed_lora_scale`; then faster on a GPU. It changes pixels slightly. For thousands of pictures."""
     seed: int = 0
     """Seed of the first picture; each picture has its own."""
     mixed_precision: Precision = "auto"

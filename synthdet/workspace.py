@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -365,7 +366,7 @@ class StageFolder:
         inputs: Mapping[str, str],
         decisions: Mapping[str, Any] | None = None,
         decision_inputs: Mapping[str, str] | None = None,
-        newer: Iterable[str] = (),
+        newer: Mapping[str, Any] = MappingProxyType({}),
         redo: bool = False,
         note: Callable[[str], None] = lambda _text: None,
     ) -> bool:
@@ -377,8 +378,8 @@ class StageFolder:
                 aside and the stage starts afresh.
             decisions: Decision settings. A change reopens the stage; what was made stays.
             decision_inputs: Fingerprint of each input of what is *decided*. As `decisions`.
-            newer: Making settings that came later, null where nothing was asked for: a lock without one
-                counts as one with null.
+            newer: Making settings that came later, each with the value at which nothing is other than
+                before: a lock without one counts as one with that.
             redo: Set the old folder aside and start afresh.
             note: Hears what was set aside and why.
 
@@ -396,7 +397,7 @@ class StageFolder:
         }
         lock = None if redo else self.lock()
         if lock is not None:
-            lock["settings"] = dict.fromkeys(newer) | lock["settings"]
+            lock["settings"] = {**newer, **lock["settings"]}
         if redo and self.path.exists():
             note(f"--redo: the old folder is kept as {self._set_aside().name}")
         elif lock is not None:

@@ -20,6 +20,8 @@ _TRIES: Final = 200
 """Places tried for a box before it may overlap with another."""
 _TRIES_AN_ANIMAL: Final = 20
 """Places tried before another animal, perhaps a smaller one, is taken."""
+_ENOUGH: Final = 8
+"""Animals, and a quarter of all, from which some alone are taken: fewer would come up again and again."""
 _MAX_COVERED: Final = 0.1
 """Of an animal's box: where another's covers more, a part of the other may be cut out with it."""
 
@@ -72,8 +74,8 @@ def plan_modes(
     its eight turns and mirrors: from above there is no up. Water is turned likewise. It is a background
     tile, or a background picture of the plan; of those, one in whose caption or prompt most of the
     attributes come up that the picture's own prompt names: no grey sea where a blue one is asked for.
-    Into a background picture animals come from other seas, if there are such: from tiles whose captions
-    do not name all of those attributes.
+    Into a background picture animals come from other seas, if enough do: from tiles whose captions do not
+    name all of those attributes.
     A background is never placed: it is drawn from text. It is drawn from text too where the mode
     wants a background tile and there is none. Tiles and sizes come up evenly, in random order.
 
@@ -285,7 +287,7 @@ class _Chooser:
         """A real animal that is whole in its tile, and a view of it that fits every tile.
 
         Set into drawn water, it is one whose own caption lacks something that the picture's prompt names,
-        if there is one: what is wanted is the animal where no photo shows it, and not that photo again.
+        if enough are like that: what is wanted is the animal where no photo shows it, and not that photo.
         """
         if class_id not in self._whole:
             raise SynthdetError(
@@ -299,13 +301,13 @@ class _Chooser:
             self._placeable[class_id] = animals
         animals = self._placeable[class_id]
         kind: tuple[object, ...] = ("animal", class_id)
-        if self._drawn is not None:
+        if self._drawn is not None and self._stands_out is not None:
             strange = [
                 one
                 for one in animals
                 if not all(_names(one.tile.caption, word) for word in attributes)
             ]
-            if 0 < len(strange) < len(animals):
+            if max(_ENOUGH, len(animals) / 4) <= len(strange) < len(animals):
                 animals, kind = strange, (*kind, attributes)
         animal = animals[self._next(kind, len(animals))]
         tile, xyxy = animal.tile, animal.xyxy

@@ -140,7 +140,7 @@ def plan_pictures(
         prompt, animal, words = next(background if is_background else foreground)
         asked_for: tuple[int, ...] | None = () if is_background else None
         if animal is not None:
-            asked_for = _asked_for(animal, chosen[animal], class_names)
+            asked_for = find_asked_for(animal, chosen[animal], class_names)
         planned.append(
             PlannedPicture(
                 image_id=make_image_id(index),
@@ -238,7 +238,7 @@ def _check_attributes(attributes: Mapping[str, Sequence[str]]) -> None:
             raise SynthdetError(f"generate.attributes.{name} has no values")
 
 
-def _asked_for(words: str, number: int, class_names: Sequence[str]) -> tuple[int, ...] | None:
+def find_asked_for(words: str, number: int, class_names: Sequence[str]) -> tuple[int, ...] | None:
     """The class of each animal a phrase asks for, where its words leave no doubt."""
     if len(class_names) == 1:
         return (0,) * number

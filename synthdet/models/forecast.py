@@ -127,6 +127,12 @@ def forecast(config: Config, *, num_tiles: int) -> Forecast:
         share * (a * megapixels * area + b * (megapixels * area) ** 2) for share, area in areas
     )
     prior = a * megapixels + b * megapixels**2 if settings.prior_pictures else 0.0
+    whole, without_forward = _TFLOP[True], _TFLOP[False]  # checkpointing goes forward twice
+    forward = (whole[0] - without_forward[0]) * megapixels
+    forward += (whole[1] - without_forward[1]) * megapixels**2
+    drawn = settings.prior_pictures + settings.num_waters()  # guided: twice forward a step
+    drawing = drawn * 2 * config.generate.num_inference_steps * forward
+    num_tiles += settings.composites + settings.num_waters()
     encoded = num_tiles * symmetries * _VAE_ENCODE_TFLOP * megapixels
     latent_bytes = 2 * 4 * (resolution // 8) ** 2 * 2  # mean and deviation, four channels, 16 bits
     checkpoint = lora * (_OPTIMIZER_BYTES[settings.optimizer] - 4)
@@ -134,7 +140,7 @@ def forecast(config: Config, *, num_tiles: int) -> Forecast:
     return Forecast(
         training_gb=training,
         encoding_gb=encoding,
-        tflop=seen * (tflop_a_tile + prior) + encoded,
+        tflop=seen * (tflop_a_tile + prior) + drawing + encoded,
         cache_gb=(num_tiles * symmetries * latent_bytes + 3 * checkpoint) / GB,
         pictures_gb=2 * pictures / GB,  # once in 3-generate/, once exported
     )

@@ -276,6 +276,8 @@ def _is_better_merged(module: Any) -> bool:
     if not _is_plain(module, nn.Conv2d):
         return False
     down, base = module.lora_A["default"], module.base_layer
+    if base.weight.dtype != torch.float32:  # what a LoRA adds would be rounded away
+        return False
     # peft leaves some of these out.
     same = ("stride", "padding", "dilation", "padding_mode", "groups")
     if base.groups != 1 or any(getattr(down, name) != getattr(base, name) for name in same):

@@ -10,19 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from synthdet.config import Config
 from synthdet.core.pictures import is_blank
-from synthdet.core.placement import Animal, plan_modes, whole_animals
-from synthdet.core.prompts import PlannedPicture, plan_pictures
+from synthdet.core.placement import plan_modes, whole_animals
+from synthdet.core.prompts import (
+    ANIMALS,
+    PlannedPicture,
+    default_animals,
+    find_asked_for,
+    plan_pictures,
+)
 from synthdet.core.records import Composite, Tile
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import ImageGenerator, PictureRequest, TrainTile
 from synthdet.progress import Reporter
 from synthdet.stages._prior import draw_missing
-from synthdet.stages._sources import Sources
+from synthdet.stages._sources import Sources, read_picture
 from synthdet.workspace import (
     Workspace,
     atomic_path,
@@ -33,8 +38,6 @@ from synthdet.workspace import (
 )
 
 RECORDS_NAME = "composites.jsonl"
-_A_WATER = 4
-"""Composites a background picture: with other animals, in another of its eight views, it looks new."""
 _FIRST_SEED = 50_000_000
 """Far from the seeds of samples, of class pictures and of what is generated later."""
 
@@ -51,9 +54,10 @@ def make_composites(
     The base model draws background pictures (``generate.background_prompts``), and train animals are
     set into them as `generate.mode: placed` does it, their outline and all, with nothing painted over.
     Captions are the prompts (``generate.prompts``), so a LoRA learns to answer what it will be asked. All
-    is planned before the first picture and kept in ``composites.jsonl``; what is changed in ``generate``
-    later changes nothing here. A background picture of one colour is left out, with what is set into it.
-    Where no animal stands out from its water, that is said, and nothing is made.
+    is planned before the first picture and kept in ``composites.jsonl``: other prompts in ``generate``
+    change nothing here later. A background picture of one colour is left out, with what is set into it.
+    Animals that are not cut out well are never set in, with their rectangles: those would be learned. Where
+    none is, or no prompt asks for one, that is said, and nothing is made.
 
     Args:
         workspace: The run folder.
@@ -66,17 +70,23 @@ def make_composites(
         The composites, and the background pictures without animals after them.
 
     Raises:
-        SynthdetError: A prompt names something unknown, one picture does not fit into memory, or all
-            background pictures are of one colour.
+        SynthdetError: A prompt names something unknown, one picture does not fit into memory or cannot
+            be read, or all background pictures are of one colour.
     """
     folder = workspace.stage("finetune").path
     dataset = read_json(workspace.stage("prepare").path / "dataset.json")
     sources = Sources(workspace.root, tiles, lambda name: _path(folder, name))
     if not (folder / RECORDS_NAME).exists():
-        planned = _plan(tiles, sources, dataset["classes"], config, reporter)
-        write_records(folder / RECORDS_NAME, planned)
+        write_records(
+            folder / RECORDS_NAME, _plan(tiles, sources, dataset["classes"], config, reporter)
+        )
     planned = read_records(folder / RECORDS_NAME, Composite)
     if not planned:
+        reporter.note(
+            "finetune",
+            "no composites: no train animal that generate.prompts ask for with {animals} is cut out well "
+            "from the water around it, or there are no generate.background_prompts",
+        )
         return []
     waters = {one.picture_id: one for one in planned if one.water is None}
     negative = config.generate.negative_prompt
@@ -92,26 +102,30 @@ def make_composites(
         doing="background pictures",
         of="composites",
     )
-    usable = {name for name in waters if not is_blank(_read(_path(folder, name)))}
+    again = "delete it and start again: it is drawn anew"
+    usable = {name for name in waters if not is_blank(read_picture(_path(folder, name), again))}
     if not usable:
         raise SynthdetError(
             "finetune.composites: every background picture came out in one colour: look at "
-            f"{folder / 'composites'}, or set finetune.composites to 0"
+            f"{folder / 'composites'}, and start again with --redo and generate.mixed_precision at no, or "
+            "finetune.composites at 0"
         )
     composites = [one for one in planned if one.water in usable]
-    for one in composites:
-        path = _path(folder, one.picture_id)
-        if not path.exists():
+    missing = [one for one in composites if not _path(folder, one.picture_id).exists()]
+    with reporter.bar("finetune", len(missing), doing="composites") as advance:
+        for one in missing:
             picture = sources.request(_as_planned(one)).source
-            with atomic_path(path) as temporary:
+            with atomic_path(_path(folder, one.picture_id)) as temporary:
                 Image.fromarray(picture).save(temporary)
+            advance(1)
     learned = [*composites, *(waters[name] for name in waters if name in usable)]
     return [_to_tile(one, _path(folder, one.picture_id), dataset["classes"]) for one in learned]
 
 
 def count_composites(folder: Path) -> int:
-    """How many were planned for the training in a folder, background pictures not counted."""
-    return sum(one.water is not None for one in read_records(folder / RECORDS_NAME, Composite))
+    """How many a training in a folder learned from, background pictures not counted."""
+    planned = read_records(folder / RECORDS_NAME, Composite)
+    return sum(one.water is not None and _path(folder, one.picture_id).exists() for one in planned)
 
 
 def _plan(
@@ -127,25 +141,29 @@ def _plan(
         for animal in animals:
             sources.stands_out(animal)
             advance(1)
-    cut_out = {_key(animal) for animal in animals if sources.stands_out(animal)}
-    if not cut_out:
-        reporter.note(
-            "finetune",
-            "no composites: no train animal stands out from the water around it well enough to be cut out",
-        )
-        return []
     settings, number = config.generate, config.finetune.composites
-    num_waters = -(-number // _A_WATER)
+    cut_out = {animal.class_id for animal in animals if sources.stands_out(animal)}
+    phrases = settings.animals or default_animals(classes)
+    phrases = {
+        words: count
+        for words, count in phrases.items()
+        if count and cut_out.issuperset(find_asked_for(words, count, classes) or (None,))
+    }
+    prompts = [prompt for prompt in settings.prompts if f"{{{ANIMALS}}}" in prompt]
+    if not (phrases and prompts and settings.background_prompts):
+        return []
+    num_waters = config.finetune.num_waters()
+    seed = config.finetune.seed + _FIRST_SEED
     worded = plan_pictures(
         num_images=number + num_waters,
         class_names=classes,
-        prompts=settings.prompts,
-        animals=settings.animals,
+        prompts=prompts,
+        animals=phrases,
         attributes=settings.attributes,
         background_prompts=settings.background_prompts,
         background_fraction=num_waters / (number + num_waters),
         negative_prompt=settings.negative_prompt,
-        seed=config.finetune.seed + _FIRST_SEED,
+        seed=seed,
     )
     planned = plan_modes(
         worded,
@@ -154,9 +172,8 @@ def _plan(
         start="animal",
         water="drawn",
         stands_out=sources.stands_out,
-        seed=config.finetune.seed + _FIRST_SEED,
+        seed=seed,
     )
-    # Of a class of which none can be cut out, rectangles would be set in: they would be learned too.
     return [
         Composite(
             picture_id=picture.image_id.replace(
@@ -169,12 +186,7 @@ def _plan(
             placed=picture.placed,
         )
         for picture in planned
-        if all((box.animal_tile, box.animal_xyxy) in cut_out for box in picture.placed)
     ]
-
-
-def _key(animal: Animal) -> tuple[str, tuple[float, float, float, float]]:
-    return animal.tile.tile_id, animal.xyxy
 
 
 def _as_planned(one: Composite) -> PlannedPicture:
@@ -201,8 +213,3 @@ def _to_tile(one: Composite, path: Path, classes: Sequence[str]) -> TrainTile:
 
 def _path(folder: Path, picture_id: str) -> Path:
     return folder / "composites" / f"{picture_id}.png"
-
-
-def _read(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))

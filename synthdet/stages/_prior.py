@@ -5,6 +5,7 @@ Source: Ruiz et al., "DreamBooth", 2023, section 3.2 (class-specific prior prese
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -121,8 +122,8 @@ def draw_missing(
                 )
             except MemoryError as error:
                 raise SynthdetError(
-                    f"out of memory while the base model drew {doing} ({error}): set finetune.{of} "
-                    "to 0, lower prepare.resolution, or use a larger card"
+                    f"out of memory while the base model drew {doing} ({error}): start again with "
+                    f"--redo and finetune.{of} at 0, lower prepare.resolution, or use a larger card"
                 ) from error
             text = PngInfo()
             text.add_text("prompt", request.prompt)
@@ -130,3 +131,5 @@ def draw_missing(
             with atomic_path(path) as temporary:
                 Image.fromarray(drawn).save(temporary, pnginfo=text)
             advance(1)
+    del generator
+    gc.collect()  # a compiled pipeline refers to itself, and a trainer comes next

@@ -75,7 +75,7 @@ class Sources:
     def _read_source(self, plan: PlannedPicture) -> Picture | None:
         if plan.source_image is not None:
             path = self._drawn(plan.source_image)
-            return _read(path, f"delete it and run `synthdet generate {self._root}`")
+            return read_picture(path, "delete it and start again: it is drawn anew")
         return None if plan.source_tile is None else self._read_tile(self._tiles[plan.source_tile])
 
     def _set_in(self, picture: Picture, box: PlacedBox) -> Picture:
@@ -96,7 +96,7 @@ class Sources:
 
     def _read_tile(self, tile: Tile) -> Picture:
         again = f"make the tiles again with `synthdet prepare {self._root} --redo`"
-        return _read(self._root / tile.path, again)
+        return read_picture(self._root / tile.path, again)
 
 
 def compare(plan: PlannedPicture, source: Picture | None, picture: Picture) -> PlannedPicture:
@@ -113,7 +113,12 @@ def compare(plan: PlannedPicture, source: Picture | None, picture: Picture) -> P
     return replace(plan, placed=tuple(placed))
 
 
-def _read(path: Path, what_to_do: str) -> Picture:
+def read_picture(path: Path, what_to_do: str) -> Picture:
+    """``uint8`` ``(height, width, 3)``, RGB.
+
+    Raises:
+        SynthdetError: It is not there, or cannot be read; ends with ``what_to_do``.
+    """
     try:
         with Image.open(path) as image:
             picture: NDArray[np.uint8] = np.array(image.convert("RGB"))

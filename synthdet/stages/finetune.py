@@ -23,6 +23,7 @@ Resume:
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import time
@@ -106,6 +107,7 @@ def run(
     done = folder.claim(
         settings=settings.settings("making"),
         inputs=inputs,
+        newer={"composites": 0},
         redo=redo,
         note=lambda text: reporter.note("finetune", text),
     )
@@ -367,7 +369,8 @@ def _draw_samples(
                     )
                     advance(1)
                 halves.append(drawn)
-                del generator  # two pipelines at once do not fit a small GPU
+                del generator
+                gc.collect()  # two pipelines at once do not fit a small GPU
     except MemoryError as error:
         reporter.note("finetune", f"no samples were drawn, out of memory: {error}")
         return

@@ -84,6 +84,7 @@ def run(
     done = folder.claim(
         settings=settings.settings("making"),
         inputs=_inputs(workspace, settings, files),
+        newer={"placed_lora_scale": None},
         redo=redo,
         note=lambda text: reporter.note("generate", text),
     )

@@ -48,7 +48,7 @@ VAL_DETECTIONS_NAME = "val_detections.jsonl"
 _LOOKED_FOR = ("class_map", "queries")
 _NAMED_BY = ("weights", *_LOOKED_FOR)
 """The settings that say which detectors look, and for what."""
-NEWER = ("queries", "tile_side")
+NEWER: Mapping[str, Any] = {"queries": None, "tile_side": None}
 """Making settings that came later, null by default: runs that were labelled before go on."""
 _LEARNED_BY = (
     "detector", "image_size", "max_train_steps", "train_batch_size", "learning_rate", "seed"
@@ -135,7 +135,7 @@ def find_own(
     if not lock_path.exists():
         return None
     lock, now = read_json(lock_path), settings.settings("making")
-    if dict.fromkeys(NEWER) | lock["settings"] == now and lock["inputs"] == dict(inputs):
+    if NEWER | lock["settings"] == now and lock["inputs"] == dict(inputs):
         return None
     learned = all(lock["settings"].get(key) == now[key] for key in _LEARNED_BY)
     if not learned or lock["inputs"].get("prepare") != inputs["prepare"]:

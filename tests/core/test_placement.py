@@ -199,20 +199,27 @@ def test_animals_come_into_drawn_water_from_other_seas(water: str) -> None:
     )  # fmt: skip
     seas = ("a blue sea", "a grey sea", "a grey sea, foam")
     tiles = [
-        *(tile(sea, SEAL).model_copy(update={"caption": f"one seal in {sea}"}) for sea in seas),
+        *(
+            tile(f"{sea} {number}", SEAL).model_copy(update={"caption": f"one seal in {sea}"})
+            for sea in seas
+            for number in range(8)
+        ),
         *(tile(f"water in {sea}").model_copy(update={"caption": sea}) for sea in seas),
     ]
     made = give({"placed": 1}, tiles, planned=planned, water=water)
     seen: dict[str, set[str]] = {}
     for one in made:
         for box in one.placed:
-            seen.setdefault(one.prompt.split(" in ")[1], set()).add(box.animal_tile)
+            seen.setdefault(one.prompt.split(" in ")[1], set()).add(box.animal_tile[:-2])
     assert seen["a red sea"] == seen["a red sea, foam"] == seen["a blue sea, foam"] == set(seas)
     own = {"a blue sea": {seas[0]}, "a grey sea": {seas[1], seas[2]}, "a grey sea, foam": {seas[2]}}
     for sea, not_wanted in own.items():
         assert seen[sea] == (set(seas) - not_wanted if water == "drawn" else set(seas)), sea
-    alone = give({"placed": 1}, tiles[:1], planned=planned, water="drawn")
-    assert {box.animal_tile for one in alone for box in one.placed} == {seas[0]}, "none other"
+    few = give({"placed": 1}, tiles[:15], planned=planned, water="drawn")
+    blue = [one for one in few if one.prompt.endswith("in a blue sea")]
+    assert {box.animal_tile[:-2] for one in blue for box in one.placed} == set(seas[:2]), "too few"
+    noise = give({"placed": 1}, tiles, planned=planned, water="drawn", start="noise")
+    assert all(box.animal_tile is None for one in noise for box in one.placed)
 
 
 def test_other_water_is_as_like_as_can_be() -> None:

@@ -31,6 +31,7 @@ from tests.models.test_lora import KilledError, files, train
 READ_ELSEWHERE = {
     "lora": "stages/finetune.py",
     "prior_pictures": "stages/finetune.py",
+    "composites": "stages/finetune.py",
     "prior_prompt": "stages/_prior.py",
     "num_samples": "stages/finetune.py",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,16 @@ SETTINGS: dict[str, Any] = {"num_samples": 0, "max_train_steps": 3, "seed": 5, "
 
 
 def start(
-    root: Path, *, scenes: tuple[int, ...] = (1, 2, 3), **settings: Any
+    root: Path, *, words: dict[str, Any] | None = None, **settings: Any
 ) -> tuple[Workspace, Config]:
     """A run whose train tiles are rendered scenes with one whale each."""
     workspace, _ = make_run(root)
-    config = make_config({"finetune": SETTINGS | settings, "generate": WORDS}, where="the test")
+    config = make_config(
+        {"finetune": SETTINGS | settings, "generate": WORDS | (words or {})}, where="the test"
+    )
     folder = workspace.stage("prepare")
     tiles = []
-    for seed in scenes:
+    for seed in (1, 2, 3):
         scene = render_scene(seed, size_wh=(SIDE, SIDE), subject=HUMPBACK, num_subjects=1)
         boxes = tuple(Box(xyxy=box.xyxy, class_id=0) for box in scene.boxes)
         path = folder.path / "tiles" / f"{seed}.png"
@@ -172,8 +175,68 @@ def test_animals_that_cannot_be_cut_out_are_not_set_in(tmp_path: Path) -> None:
     for tile in tiles:
         Image.new("RGB", (SIDE, SIDE), (40, 90, 120)).save(workspace.root / tile.path)
     said = make(workspace, config, trainer := FakeLoraTrainer(), None)
-    assert "no composites: no train animal stands out from the water around it" in said
+    assert "no composites: no train animal that generate.prompts ask for" in said
     assert [tile.tile_id for tile in trainer.tiles] == ["tile-1", "tile-2", "tile-3"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [{"prompts": ["a sea with whales"]}, {"background_prompts": []}, {"animals": {"boat": 1}}],
+)
+def test_prompts_that_ask_for_no_animal_make_none(tmp_path: Path, words: dict[str, Any]) -> None:
+    workspace, config = start(tmp_path / "run", words=words)
+    write_json(workspace.root / "1-prepare" / "dataset.json", {"classes": ["whale", "seal"]})
+    finish(workspace.stage("prepare"), ["tiles.jsonl", "dataset.json"])
+    said = make(workspace, config, trainer := FakeLoraTrainer(), None)
+    assert "no composites" in said
+    assert len(trainer.tiles) == 3
+
+
+def test_a_class_that_cannot_be_cut_out_is_left_out_and_val_is_not_learned(tmp_path: Path) -> None:
+    words = {"prompts": ["photo of {animals}", "a seal"], "animals": None}
+    workspace, config = start(tmp_path / "run", words=words)
+    path = workspace.root / "1-prepare" / "tiles.jsonl"
+    tiles = read_records(path, Tile)
+    flat = tiles[1].model_copy(
+        update={"boxes": tuple(box.model_copy(update={"class_id": 1}) for box in tiles[1].boxes)}
+    )
+    Image.new("RGB", (SIDE, SIDE), (40, 90, 120)).save(workspace.root / flat.path)
+    held_out = tiles[2].model_copy(update={"split": "val"})
+    write_records(path, [tiles[0], flat, held_out])
+    write_json(workspace.root / "1-prepare" / "dataset.json", {"classes": ["whale", "seal"]})
+    finish(workspace.stage("prepare"), ["tiles.jsonl", "dataset.json"])
+    make(workspace, config, trainer := FakeLoraTrainer(), FakeGenerator())
+    planned = read_records(workspace.root / "2-finetune" / "composites.jsonl", Composite)
+    composites = [one for one in planned if one.water]
+    assert len(composites) == 8, "as many as were asked for"
+    assert {one.prompt for one in composites} == {"photo of one whale", "photo of two whales"}
+    assert {box.animal_tile for one in composites for box in one.placed} == {"tile-1"}
+    assert {name for tile in trainer.tiles[2:] for name in tile.names} == {"whale"}
+
+
+def test_a_water_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run")
+    with pytest.raises(PlannedError):
+        make(workspace, config, FakeLoraTrainer(fail_at=1), FakeGenerator())
+    water = next((workspace.root / "2-finetune" / "composites").glob("water-*.png"))
+    water.write_bytes(b"half")
+    with pytest.raises(SynthdetError, match=r"water-.*cannot be read: delete it and start again"):
+        make(workspace, config, FakeLoraTrainer(), None)
+    water.unlink()
+    make(workspace, config, FakeLoraTrainer(), FakeGenerator())
+
+
+def test_a_training_from_before_the_setting_is_taken_as_one_without(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run", composites=0)
+    make(workspace, config, FakeLoraTrainer(), None)
+    path = workspace.root / "2-finetune" / "stage.json"
+    lock = json.loads(path.read_text())
+    del lock["settings"]["composites"]
+    path.write_text(json.dumps(lock))
+    assert "3 tiles · 3 steps" in make(workspace, config, FakeLoraTrainer(), None)
+    _, config = start(tmp_path / "other")
+    with pytest.raises(SynthdetError, match=r"finetune\.composites was 0 and is now 8"):
+        make(workspace, config, FakeLoraTrainer(), None)
 
 
 def test_a_water_that_does_not_fit_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -477,6 +478,22 @@ def test_placed_animals_and_their_water_have_a_lora_strength_of_their_own(
     make(real, config, FakeGenerator())
     for record in records(real):
         assert record.lora_scale == (0.5 if record.mode == "placed" else 1.25)
+
+
+def test_one_pipeline_at_a_time(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"mode": {"text": 1, "placed": 2}, "num_images": 18, "batch_size": 2}
+    options |= {"placed_water": "drawn", "background_fraction": 0.3, "placed_lora_scale": 0.5}
+    workspace, config = start_modes(tmp_path / "run", **options)
+    opened: list[weakref.ref[FakeGenerator]] = []
+
+    def open_generator(_lora_scale: float) -> FakeGenerator:
+        assert not any(one() for one in opened), "the one before is still there"
+        generator = FakeGenerator()
+        opened.append(weakref.ref(generator))
+        return generator
+
+    generate.run(workspace, config, quiet()[0], open_generator=open_generator)
+    assert len(opened) == 2
 
 
 def test_a_batch_starts_in_one_way(tmp_path: Path) -> None:
