@@ -120,7 +120,7 @@ def _finetune(workspace: Workspace, config: Config, reporter: Reporter, redo: bo
         config,
         reporter,
         open_trainer=lambda: _open_lora_trainer(config, note),
-        open_generator=lambda lora: _open_generator(config, lora, 1.0, note),
+        open_generator=lambda lora: _open_generator(config, lora, config.generate.lora_scale, note),
         redo=redo,
     )
 

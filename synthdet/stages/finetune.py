@@ -86,7 +86,8 @@ def run(
 
     Args:
         workspace: The run folder.
-        config: All settings; samples are drawn with the steps and guidance of ``generate``.
+        config: All settings; samples are drawn with the steps and guidance of ``generate``, and with
+            its strength of the LoRA.
         reporter: Hears the progress.
         open_trainer: Opens the trainer; not called where nothing is to be trained.
         open_generator: Opens a pipeline with a LoRA, or with None the base model's.
