@@ -65,6 +65,7 @@ def plan_modes(
     water: Literal["real", "drawn"],
     stands_out: Callable[[Animal], bool],
     seed: int,
+    other_seas: bool = True,
 ) -> tuple[PlannedPicture, ...]:
     """Give every picture its mode, and with it what it starts from and boxes; a pure function.
 
@@ -88,6 +89,7 @@ def plan_modes(
         stands_out: Whether an animal can be cut out of its water. Of a class with such animals only they
             are placed. Asked where a placed animal starts from a real one.
         seed: Of tiles, sizes and places.
+        other_seas: Whether animals come into drawn water from other seas, if enough do.
 
     Raises:
         SynthdetError: There is no tile or no box that a mode needs, or a prompt does not tell which
@@ -100,6 +102,7 @@ def plan_modes(
         rng,
         stands_out=stands_out if start == "animal" else None,
         drawn=[one for one in planned if one.background] if water == "drawn" else None,
+        other_seas=other_seas and start == "animal" and water == "drawn",
     )
     spreads = {True: _spread(shares), False: _spread(shares)}
     made = []
@@ -173,9 +176,11 @@ class _Chooser:
         *,
         stands_out: Callable[[Animal], bool] | None,
         drawn: Sequence[PlannedPicture] | None,
+        other_seas: bool,
     ) -> None:
         self._stands_out = stands_out
         self._drawn = drawn
+        self._other_seas = other_seas
         self._rng = rng
         self._tiles = tiles
         self._placeable: dict[int, list[Animal]] = {}
@@ -301,7 +306,7 @@ class _Chooser:
             self._placeable[class_id] = animals
         animals = self._placeable[class_id]
         kind: tuple[object, ...] = ("animal", class_id)
-        if self._drawn is not None and self._stands_out is not None:
+        if self._other_seas:
             strange = [
                 one
                 for one in animals

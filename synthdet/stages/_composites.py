@@ -173,6 +173,7 @@ def _plan(
         water="drawn",
         stands_out=sources.stands_out,
         seed=seed,
+        other_seas=False,  # what is learned needs all animals in every sea
     )
     return [
         Composite(

@@ -218,6 +218,12 @@ def test_animals_come_into_drawn_water_from_other_seas(water: str) -> None:
     few = give({"placed": 1}, tiles[:15], planned=planned, water="drawn")
     blue = [one for one in few if one.prompt.endswith("in a blue sea")]
     assert {box.animal_tile[:-2] for one in blue for box in one.placed} == set(seas[:2]), "too few"
+    any_sea = plan_modes(
+        planned, tiles, shares={"placed": 1}, start="animal", water="drawn",
+        stands_out=lambda _animal: True, seed=3, other_seas=False,
+    )  # fmt: skip
+    blue = [one for one in any_sea if one.prompt.endswith("in a blue sea")]
+    assert {box.animal_tile[:-2] for one in blue for box in one.placed} == set(seas)
     noise = give({"placed": 1}, tiles, planned=planned, water="drawn", start="noise")
     assert all(box.animal_tile is None for one in noise for box in one.placed)
 
