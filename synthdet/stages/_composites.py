@@ -7,6 +7,7 @@ Segmentation", 2021; here what learns from it is the generator.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from synthdet.config import Config
 from synthdet.core.pictures import is_blank
-from synthdet.core.placement import plan_modes, whole_animals
+from synthdet.core.placement import Animal, plan_modes, whole_animals
 from synthdet.core.prompts import (
     ANIMALS,
     PlannedPicture,
@@ -38,6 +39,8 @@ from synthdet.workspace import (
 )
 
 RECORDS_NAME = "composites.jsonl"
+_FEW = 5
+"""Animals of a class that can be cut out, below which a person should know."""
 _FIRST_SEED = 50_000_000
 """Far from the seeds of samples, of class pictures and of what is generated later."""
 
@@ -76,17 +79,15 @@ def make_composites(
     folder = workspace.stage("finetune").path
     dataset = read_json(workspace.stage("prepare").path / "dataset.json")
     sources = Sources(workspace.root, tiles, lambda name: _path(folder, name))
-    if not (folder / RECORDS_NAME).exists():
-        write_records(
-            folder / RECORDS_NAME, _plan(tiles, sources, dataset["classes"], config, reporter)
-        )
-    planned = read_records(folder / RECORDS_NAME, Composite)
-    if not planned:
+    path = folder / RECORDS_NAME
+    if not path.exists():
+        write_records(path, _plan(tiles, sources, dataset["classes"], config, reporter))
+    elif not path.stat().st_size:
         reporter.note(
-            "finetune",
-            "no composites: no train animal that generate.prompts ask for with {animals} is cut out well "
-            "from the water around it, or there are no generate.background_prompts",
+            "finetune", "no composites, as at the first start: --redo looks for some again"
         )
+    planned = read_records(path, Composite)
+    if not planned:
         return []
     waters = {one.picture_id: one for one in planned if one.water is None}
     negative = config.generate.negative_prompt
@@ -150,8 +151,16 @@ def _plan(
         if count and cut_out.issuperset(find_asked_for(words, count, classes) or (None,))
     }
     prompts = [prompt for prompt in settings.prompts if f"{{{ANIMALS}}}" in prompt]
-    if not (phrases and prompts and settings.background_prompts):
+    why = (
+        "generate.background_prompts is empty" if not settings.background_prompts else
+        "none of generate.prompts asks for {animals}" if not prompts else
+        "no train animal that is asked for stands out from its water well enough to be cut out"
+        if not phrases else None
+    )  # fmt: skip
+    if why is not None:
+        reporter.note("finetune", f"no composites: {why}")
         return []
+    _tell_of_few(animals, sources, classes, reporter)
     num_waters = config.finetune.num_waters()
     seed = config.finetune.seed + _FIRST_SEED
     worded = plan_pictures(
@@ -188,6 +197,20 @@ def _plan(
         )
         for picture in planned
     ]
+
+
+def _tell_of_few(
+    animals: Sequence[Animal], sources: Sources, classes: Sequence[str], reporter: Reporter
+) -> None:
+    """Few cut-outs come up again and again, and a LoRA learns those very animals."""
+    numbers = Counter(animal.class_id for animal in animals if sources.stands_out(animal))
+    for class_id, number in sorted(numbers.items()):
+        if number < _FEW:
+            reporter.note(
+                "finetune",
+                f"composites: only {number} of class {classes[class_id]} can be cut out, and they come up "
+                "again and again: leave it out of generate.animals, or lower finetune.composites",
+            )
 
 
 def _as_planned(one: Composite) -> PlannedPicture:

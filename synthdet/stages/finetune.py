@@ -47,6 +47,7 @@ from synthdet.models.protocols import (
     TrainTile,
 )
 from synthdet.progress import Reporter
+from synthdet.stages._composites import RECORDS_NAME as COMPOSITES_NAME
 from synthdet.stages._composites import count_composites, make_composites
 from synthdet.stages._prior import draw_prior
 from synthdet.workspace import (
@@ -178,8 +179,8 @@ def _count_training(workspace: Workspace, folder: StageFolder) -> dict[str, Any]
     first, last = _read_trend(folder.path / METRICS_NAME, "val_loss")
     if first is not None:
         counts |= {"val_loss_first": first, "val_loss_last": last}
-    if composites := count_composites(folder.path):
-        counts["composites"] = composites
+    if (folder.path / COMPOSITES_NAME).exists():
+        counts["composites"] = count_composites(folder.path)
     if new := len(set(learned["photos"]) - set(seen["photos"])):
         counts["train_photos_not_seen"] = new
     return counts
@@ -412,8 +413,8 @@ def _closing_line(figures: dict[str, Any]) -> str:
     if "own_lora" in figures:
         return f"{figures['own_lora']} taken in, nothing trained"
     line = f"{figures['tiles']} tiles"
-    if figures.get("composites"):
-        line += f" and {figures['composites']} composites"
+    if "composites" in figures:
+        line += f" and {figures['composites'] or 'no'} composites"
     line += f" · {figures['steps']} steps"
     if figures.get("train_photos_not_seen"):
         line += (

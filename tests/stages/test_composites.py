@@ -175,21 +175,34 @@ def test_animals_that_cannot_be_cut_out_are_not_set_in(tmp_path: Path) -> None:
     for tile in tiles:
         Image.new("RGB", (SIDE, SIDE), (40, 90, 120)).save(workspace.root / tile.path)
     said = make(workspace, config, trainer := FakeLoraTrainer(), None)
-    assert "no composites: no train animal that generate.prompts ask for" in said
+    assert "no composites: no train animal that is asked for stands out from its water" in said
+    assert "3 tiles and no composites" in said
     assert [tile.tile_id for tile in trainer.tiles] == ["tile-1", "tile-2", "tile-3"]
 
 
 @pytest.mark.parametrize(
-    "words",
-    [{"prompts": ["a sea with whales"]}, {"background_prompts": []}, {"animals": {"boat": 1}}],
+    ("words", "why"),
+    [
+        ({"prompts": ["a sea with whales"]}, "none of generate.prompts asks for {animals}"),
+        ({"background_prompts": []}, "generate.background_prompts is empty"),
+        ({"animals": {"boat": 1}}, "no train animal that is asked for stands out"),
+    ],
 )
-def test_prompts_that_ask_for_no_animal_make_none(tmp_path: Path, words: dict[str, Any]) -> None:
+def test_prompts_that_ask_for_no_animal_make_none(
+    tmp_path: Path, words: dict[str, Any], why: str
+) -> None:
     workspace, config = start(tmp_path / "run", words=words)
     write_json(workspace.root / "1-prepare" / "dataset.json", {"classes": ["whale", "seal"]})
     finish(workspace.stage("prepare"), ["tiles.jsonl", "dataset.json"])
+    with pytest.raises(PlannedError):
+        make(workspace, config, FakeLoraTrainer(fail_at=1), None)
     said = make(workspace, config, trainer := FakeLoraTrainer(), None)
-    assert "no composites" in said
+    assert "no composites, as at the first start: --redo looks for some again" in said
     assert len(trainer.tiles) == 3
+    workspace, _ = start(tmp_path / "other", words=words)
+    write_json(workspace.root / "1-prepare" / "dataset.json", {"classes": ["whale", "seal"]})
+    finish(workspace.stage("prepare"), ["tiles.jsonl", "dataset.json"])
+    assert f"no composites: {why}" in make(workspace, config, FakeLoraTrainer(), None)
 
 
 def test_a_class_that_cannot_be_cut_out_is_left_out_and_val_is_not_learned(tmp_path: Path) -> None:
@@ -205,7 +218,8 @@ def test_a_class_that_cannot_be_cut_out_is_left_out_and_val_is_not_learned(tmp_p
     write_records(path, [tiles[0], flat, held_out])
     write_json(workspace.root / "1-prepare" / "dataset.json", {"classes": ["whale", "seal"]})
     finish(workspace.stage("prepare"), ["tiles.jsonl", "dataset.json"])
-    make(workspace, config, trainer := FakeLoraTrainer(), FakeGenerator())
+    said = make(workspace, config, trainer := FakeLoraTrainer(), FakeGenerator())
+    assert "composites: only 1 of class whale can be cut out" in said
     planned = read_records(workspace.root / "2-finetune" / "composites.jsonl", Composite)
     composites = [one for one in planned if one.water]
     assert len(composites) == 8, "as many as were asked for"
