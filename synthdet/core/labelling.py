@@ -64,6 +64,9 @@ SILENT = "nothing sure found"
 UNPROVEN = "found by text, and not measured on real photos"
 """Why a picture waits whose boxes were found by words, where no real box says how good they are."""
 
+BLIND = "the detector finds no animal in real val tiles either"
+"""Why an empty picture waits, where a detector's silence says nothing."""
+
 FRAGMENT = 0.5
 """An animal cut by the border of which less than this share of the median real length is left."""
 
@@ -305,6 +308,8 @@ class LabelRules:
         found_confidence: Where F1 on the real val tiles is best: a detector counts no animal below it.
             0: nobody has measured it.
         proven: Whether a picture may be accepted, or confirmed empty, without a look.
+        blind: Whether the detector found none of the animals in the real val tiles: that it sees nothing
+            confirms nothing.
     """
 
     confidence: float
@@ -316,6 +321,7 @@ class LabelRules:
     sizes: SizePrior | None = None
     found_confidence: float = 0.0
     proven: bool = True
+    blind: bool = False
 
     def accepts(self, box: DetectedBox, placed: Sequence[PlacedBox] | None) -> bool:
         """Whether a box is sure enough for where it is."""
@@ -398,6 +404,8 @@ def _judge(
     if not visible:
         if asked_for is None or len(asked_for) > 0:
             return "review", "nothing found"
+        if rules.blind:
+            return "review", BLIND
         return ("negative", None) if rules.negatives else ("review", "negatives are switched off")
     if any(_share(box.xyxy, size_wh) > MAX_BOX_SHARE for box in visible):
         return "review", "a box over the whole picture"

@@ -369,6 +369,7 @@ def _make_rules(
         placed_correlation=config.label.placed_correlation,
         agreement=config.label.agreement,
         sizes=size_prior(real) if config.label.sizes else None,
+        blind=calibration.f1 is None and calibration.num_boxes > 0,
         found_confidence=calibration.confidence if _is_measured(calibration, config) else 0.0,
         proven=not by_text or (calibration.f1 is not None and calibration.reached),
     )

@@ -7,6 +7,7 @@ import pytest
 
 from synthdet.core import labelling
 from synthdet.core.labelling import (
+    BLIND,
     FALLBACK_CONFIDENCE,
     LabelRules,
     SizePrior,
@@ -323,6 +324,12 @@ def test_negatives_can_be_switched_off() -> None:
     rules = LabelRules(confidence=0.5, review_confidence=0.1, negatives=False)
     label = decide_label("syn-1", [], size_wh=(96, 64), asked_for=(), rules=rules)
     assert (label.status, label.reason) == ("review", "negatives are switched off")
+
+
+def test_silence_of_a_detector_that_finds_no_real_animal_confirms_nothing() -> None:
+    rules = LabelRules(confidence=0.5, review_confidence=0.1, negatives=True, blind=True)
+    label = decide_label("syn-1", [], size_wh=(96, 64), asked_for=(), rules=rules)
+    assert (label.status, label.reason) == ("review", BLIND)
 
 
 def test_a_confidence_below_the_review_confidence_leaves_nothing_unsure() -> None:

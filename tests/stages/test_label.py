@@ -13,7 +13,7 @@ import yaml
 from synthdet import pipeline
 from synthdet.config import Config, set_values
 from synthdet.core.fusion import view_source
-from synthdet.core.labelling import UNPROVEN
+from synthdet.core.labelling import BLIND, UNPROVEN
 from synthdet.core.records import (
     Box,
     Decision,
@@ -403,11 +403,16 @@ def test_a_lost_picture_is_named(prepared: tuple[Workspace, Config, FakeDetector
 def test_no_real_box_and_no_weights(tmp_path: Path) -> None:
     workspace, config = make_run(tmp_path / "run")
     make_tiles(workspace, train=(0, 0), val=(1,))
-    make_images(workspace, [(0,)])
+    make_images(workspace, [(0,), ()])
     folder = workspace.stage("filter")
-    append_records(folder.path / "scores.jsonl", [Score(image_id="syn-000000", similarity=0.5)])
-    kept = Decision(image_id="syn-000000", kept=True, threshold=0.1)
-    write_records(folder.path / "decisions.jsonl", [kept])
+    names = ("syn-000000", "syn-000001")
+    append_records(
+        folder.path / "scores.jsonl", [Score(image_id=name, similarity=0.5) for name in names]
+    )
+    write_records(
+        folder.path / "decisions.jsonl",
+        [Decision(image_id=name, kept=True, threshold=0.1) for name in names],
+    )
     finish(folder, ["decisions.jsonl"])
     prepared = workspace, config, FakeDetector()
     with pytest.raises(SynthdetError, match=r"no real train tile has a box.*label\.weights"):
@@ -417,6 +422,8 @@ def test_no_real_box_and_no_weights(tmp_path: Path) -> None:
     said = run(prepared, f"label.weights={weights}", trainer=no_model)
     assert "the detector finds none of the 1 animals in the real val tiles" in said
     assert "not calibrated" in said
+    labels = read_records(workspace.stage("label").path / "labels.jsonl", Label)
+    assert [label.reason for label in labels] == ["nothing found", BLIND]
 
 
 def test_own_weights_speak_their_own_names(
