@@ -25,6 +25,7 @@ SMALL = (
     "filter.threshold=-1.0",
     "filter.copy_threshold=1.1",
     "label.max_train_steps=3",
+    "label.confidence=0.9",  # nothing that three steps taught can be measured
     "label.train_batch_size=4",
     "evaluate.max_train_steps=3",
     "evaluate.train_batch_size=4",
