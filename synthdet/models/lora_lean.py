@@ -267,7 +267,7 @@ def _convolve(layer: Any, x: Tensor, *_rest: Any) -> Tensor:
     base = layer.base_layer
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     learned = layer.scaling["default"] * (b.flatten(1) @ a.flatten(1)).view_as(base.weight)
-    made: Tensor = base._conv_forward(x, base.weight + learned.to(base.weight.dtype), base.bias)
+    made: Tensor = base._conv_forward(x, base.weight + learned, base.bias)
     return made
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from synthdet.config import Config
 from synthdet.core.pictures import is_blank
-from synthdet.core.placement import Animal, plan_modes, whole_animals
+from synthdet.core.placement import Animal, plan_modes
 from synthdet.core.prompts import (
     ANIMALS,
     PlannedPicture,
@@ -28,7 +28,7 @@ from synthdet.errors import SynthdetError
 from synthdet.models.protocols import ImageGenerator, PictureRequest, TrainTile
 from synthdet.progress import Reporter
 from synthdet.stages._prior import draw_missing
-from synthdet.stages._sources import Sources, read_picture
+from synthdet.stages._sources import Sources, look_at_animals, read_picture
 from synthdet.workspace import (
     Workspace,
     atomic_path,
@@ -137,11 +137,7 @@ def _plan(
     reporter: Reporter,
 ) -> list[Composite]:
     """Background pictures, and what is set into which of them where."""
-    animals = whole_animals(tiles)
-    with reporter.bar("finetune", len(animals), unit="animal", doing="cutting out") as advance:
-        for animal in animals:
-            sources.stands_out(animal)
-            advance(1)
+    animals = look_at_animals(sources, tiles, reporter, "finetune")
     settings, number = config.generate, config.finetune.composites
     cut_out = {animal.class_id for animal in animals if sources.stands_out(animal)}
     phrases = settings.animals or default_animals(classes)

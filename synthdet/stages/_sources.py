@@ -13,11 +13,12 @@ from PIL import Image
 
 from synthdet.core.fusion import turn_picture
 from synthdet.core.pictures import correlation
-from synthdet.core.placement import Animal
+from synthdet.core.placement import Animal, whole_animals
 from synthdet.core.prompts import PlannedPicture
 from synthdet.core.records import XYXY, PlacedBox, Tile
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import Picture, PictureRequest
+from synthdet.progress import Reporter
 from synthdet.stages._cutouts import Cutout, cut_out, lay_over
 
 _MAX_CUTOUTS = 256
@@ -97,6 +98,18 @@ class Sources:
     def _read_tile(self, tile: Tile) -> Picture:
         again = f"make the tiles again with `synthdet prepare {self._root} --redo`"
         return read_picture(self._root / tile.path, again)
+
+
+def look_at_animals(
+    sources: Sources, tiles: Sequence[Tile], reporter: Reporter, stage: str
+) -> list[Animal]:
+    """All whole train animals; `Sources.stands_out` knows each of them then: seconds for a hundred."""
+    animals = whole_animals(tiles)
+    with reporter.bar(stage, len(animals), unit="animal", doing="cutting out") as advance:
+        for animal in animals:
+            sources.stands_out(animal)
+            advance(1)
+    return animals
 
 
 def compare(plan: PlannedPicture, source: Picture | None, picture: Picture) -> PlannedPicture:

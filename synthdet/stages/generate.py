@@ -34,13 +34,13 @@ import numpy as np
 
 from synthdet.config import Config, GenerateConfig
 from synthdet.core.pictures import is_blank
-from synthdet.core.placement import change_water, plan_modes, whole_animals
+from synthdet.core.placement import change_water, plan_modes
 from synthdet.core.prompts import PlannedPicture, plan_pictures
 from synthdet.core.records import GenerateMode, Tile
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import ImageGenerator, Picture, PictureRequest
 from synthdet.progress import Reporter
-from synthdet.stages._sources import Sources, compare
+from synthdet.stages._sources import Sources, compare, look_at_animals
 from synthdet.stages.generate_batches import Batches
 from synthdet.stages.generate_files import Saver
 from synthdet.stages.generate_made import Made
@@ -150,15 +150,6 @@ def _inputs(
     return inputs
 
 
-def _look_at_animals(sources: Sources, tiles: Sequence[Tile], reporter: Reporter) -> None:
-    """Try which animals stand out from their water, before the plan asks: seconds for a hundred."""
-    animals = whole_animals(tiles)
-    with reporter.bar("generate", len(animals), unit="animal", doing="cutting out") as advance:
-        for animal in animals:
-            sources.stands_out(animal)
-            advance(1)
-
-
 def _plan(
     workspace: Workspace,
     settings: GenerateConfig,
@@ -168,7 +159,7 @@ def _plan(
 ) -> tuple[PlannedPicture, ...]:
     """Every picture: its words, its seed, and what it starts from."""
     if "placed" in settings.mode_shares() and settings.placed_start == "animal":
-        _look_at_animals(sources, tiles, reporter)
+        look_at_animals(sources, tiles, reporter, "generate")
     worded = plan_pictures(
         num_images=settings.num_images,
         class_names=read_json(workspace.stage("prepare").path / "dataset.json")["classes"],
