@@ -81,9 +81,12 @@ def run(
     settings = config.generate
     folder = workspace.stage("generate")
     files = [] if settings.pictures is None else list_pictures(settings.pictures)
+    inputs = _inputs(workspace, settings, files)
+    # Before the folder is claimed: for a refused prompt nothing is left that a mended one would find.
+    worded = _plan_words(workspace, settings) if settings.pictures is None else ()
     done = folder.claim(
         settings=settings.settings("making"),
-        inputs=_inputs(workspace, settings, files),
+        inputs=inputs,
         newer={"placed_lora_scale": None},
         redo=redo,
         note=lambda text: reporter.note("generate", text),
@@ -101,7 +104,7 @@ def run(
     size_wh = tiles[0].width, tiles[0].height
     if settings.pictures is None:
         sources = Sources(workspace.root, tiles, made.path)
-        planned = _plan(workspace, settings, tiles, sources, reporter)
+        planned = _plan(worded, settings, tiles, sources, reporter)
         speed = _generate(made, planned, sources, settings, size_wh, open_generator)
         wanted = [picture.image_id for picture in planned]
     else:
@@ -150,17 +153,13 @@ def _inputs(
     return inputs
 
 
-def _plan(
-    workspace: Workspace,
-    settings: GenerateConfig,
-    tiles: Sequence[Tile],
-    sources: Sources,
-    reporter: Reporter,
-) -> tuple[PlannedPicture, ...]:
-    """Every picture: its words, its seed, and what it starts from."""
-    if "placed" in settings.mode_shares() and settings.placed_start == "animal":
-        look_at_animals(sources, tiles, reporter, "generate")
-    worded = plan_pictures(
+def _plan_words(workspace: Workspace, settings: GenerateConfig) -> tuple[PlannedPicture, ...]:
+    """Every picture's words and seed.
+
+    Raises:
+        SynthdetError: A prompt names something unknown.
+    """
+    return plan_pictures(
         num_images=settings.num_images,
         class_names=read_json(workspace.stage("prepare").path / "dataset.json")["classes"],
         prompts=settings.prompts,
@@ -171,6 +170,18 @@ def _plan(
         negative_prompt=settings.negative_prompt,
         seed=settings.seed,
     )
+
+
+def _plan(
+    worded: Sequence[PlannedPicture],
+    settings: GenerateConfig,
+    tiles: Sequence[Tile],
+    sources: Sources,
+    reporter: Reporter,
+) -> tuple[PlannedPicture, ...]:
+    """Every picture: its words, its seed, and what it starts from."""
+    if "placed" in settings.mode_shares() and settings.placed_start == "animal":
+        look_at_animals(sources, tiles, reporter, "generate")
     return plan_modes(
         worded,
         tiles,

@@ -174,6 +174,15 @@ def test_a_changed_setting_is_refused_by_name(tmp_path: Path, changed: dict[str,
     assert "old folder is kept" in make(workspace, other, FakeGenerator(), redo=True)
 
 
+def test_a_refused_prompt_leaves_nothing_that_a_mended_one_would_find(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run", prompts=["a photo of {animal}"])
+    with pytest.raises(SynthdetError, match="animal"):
+        make(workspace, config, FakeGenerator())
+    assert not (workspace.root / "3-generate" / "stage.json").exists()
+    mended = make_config({"generate": {**SETTINGS, "prompts": ["{animals}"]}}, where="the test")
+    assert "10 pictures of" in make(workspace, mended, FakeGenerator())
+
+
 def test_the_batch_size_is_found_once_and_kept(tmp_path: Path) -> None:
     workspace, config = start(tmp_path / "run", batch_size="auto")
     generator = FakeGenerator(fitting=3, fail_at=2)
