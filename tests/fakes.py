@@ -153,10 +153,12 @@ class FakeLoraTrainer:
         folder: Path,
         *,
         on_step: Callable[[int, dict[str, Any]], None],
+        on_encoded: Callable[[int, int], None],
         val_tiles: Sequence[TrainTile] = (),
         prior_tiles: Sequence[TrainTile] = (),
     ) -> None:
         self.calls += 1
+        on_encoded(len(tiles), len(tiles))
         self.prior_tiles = tuple(prior_tiles)
         self.tiles = tuple(tiles)
         self.val_tiles = tuple(val_tiles)

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -64,6 +65,7 @@ _LOG_STEPS: Final = 10
 _KEPT_CHECKPOINTS: Final = 2
 
 OnStep = Callable[[int, dict[str, Any]], None]
+OnEncoded = Callable[[int, int], None]
 Given = Mapping[str, Sequence[TrainTile]]
 
 
@@ -153,6 +155,7 @@ class SdxlLoraTrainer:
         folder: Path,
         *,
         on_step: OnStep,
+        on_encoded: OnEncoded = lambda _number, _total: None,
         val_tiles: Sequence[TrainTile] = (),
         prior_tiles: Sequence[TrainTile] = (),
     ) -> None:
@@ -171,6 +174,7 @@ class SdxlLoraTrainer:
             folder: Owned by this training.
             on_step: Hears the number of steps done, once at the start and after every step, and
                 the last logged figures (``loss``, ``lr``).
+            on_encoded: Hears how many pictures are encoded, and of how many, before the first step.
             val_tiles: Pictures of the same size that are not trained on, for the held-out loss.
             prior_tiles: The base model's own pictures, of the same size: as many passes a step see
                 them as see tiles, so that it keeps drawing them.
@@ -195,7 +199,7 @@ class SdxlLoraTrainer:
             team.tell((replace(plan, note=_say_nothing), given, folder))
             try:
                 with memory_errors():
-                    plan._train(given, folder, checkpoint, on_step, team)
+                    plan._train(given, folder, checkpoint, on_step, on_encoded, team)
                 return
             except MemoryError as error:
                 if team.size > 1:
@@ -264,6 +268,7 @@ class SdxlLoraTrainer:
         folder: Path,
         checkpoint: Checkpoint | None,
         on_step: OnStep,
+        on_encoded: OnEncoded,
         team: Team,
     ) -> None:
         device = resolve_device(self.device)
@@ -284,7 +289,9 @@ class SdxlLoraTrainer:
             parts |= text.encoders
         materials: dict[str, Material] = {}
         if start < self.max_train_steps:
-            materials = self._make_materials(given, folder, pipeline, device, text, team)
+            materials = self._make_materials(
+                given, folder, pipeline, device, text, on_encoded, team
+            )
         noiser = DDPMScheduler.from_config(pipeline.scheduler.config)
         del pipeline  # and with it, before the first step, the VAE and the frozen text encoders
         for part, network in parts.items():
@@ -324,6 +331,7 @@ class SdxlLoraTrainer:
         pipeline: StableDiffusionXLPipeline,
         device: str,
         text: TextSide | None,
+        on_encoded: OnEncoded,
         team: Team,
     ) -> dict[str, Material]:
         """Latents and embeddings of all that is given, under the same names, where there is any."""
@@ -347,8 +355,10 @@ class SdxlLoraTrainer:
             for name, tiles in given.items()
             if tiles
         }
+        shares = {name: team.share(given[name]) for name in caches}
+        total, encoded = sum(map(len, shares.values())), count(1)
         for name, latents in caches.items():
-            latents.fill(team.share(given[name]), vae, device)
+            latents.fill(shares[name], vae, device, lambda: on_encoded(next(encoded), total))
         team.wait()
         none = heard.read("")
         if guides_from_zeros(pipeline):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -54,19 +54,27 @@ class LatentCache:
         self._folder = folder
         self.num_symmetries = num_symmetries
 
-    def fill(self, tiles: Sequence[TrainTile], vae: Any, device: str) -> None:
+    def fill(
+        self,
+        tiles: Sequence[TrainTile],
+        vae: Any,
+        device: str,
+        on_tile: Callable[[], None] = lambda: None,
+    ) -> None:
         """Encode the tiles that are not there yet, in float32.
 
         Args:
             tiles: Square pictures, all of one size.
             vae: An `AutoencoderKL` in float32 on the device.
             device: Of the VAE.
+            on_tile: Called after every tile, those that were there too.
 
         Raises:
             SynthdetError: A tile that is missing, unreadable or not square; the disk is full.
         """
         for tile in tiles:
             if self._is_whole(tile):
+                on_tile()
                 continue
             pixels = _read_pixels(tile).to(device)
             means, deviations = [], []
@@ -78,6 +86,7 @@ class LatentCache:
                 deviations.append(posterior.std.half().cpu())
             tensors = {"mean": torch.cat(means), "std": torch.cat(deviations)}
             write_bytes(self._path(tile), save(tensors))
+            on_tile()
 
     def read(
         self, tile: TrainTile, symmetry: int, window: Window = (0, 0), shape: Shape | None = None

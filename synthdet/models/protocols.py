@@ -158,13 +158,15 @@ class LoraTrainer(Protocol):
         folder: Path,
         *,
         on_step: Callable[[int, dict[str, Any]], None],
+        on_encoded: Callable[[int, int], None],
         val_tiles: Sequence[TrainTile] = (),
         prior_tiles: Sequence[TrainTile] = (),
     ) -> None:
         """Train up to the planned number of steps, going on from the newest whole checkpoint.
 
         Ends with ``folder/pytorch_lora_weights.safetensors`` in diffusers' format. ``on_step`` hears
-        how many optimizer steps are done and the figures of the last one (``loss``, ``lr``). The loss
+        how many optimizer steps are done and the figures of the last one (``loss``, ``lr``), ``on_encoded``
+        before that how many pictures are encoded, and of how many. The loss
         on ``val_tiles`` is logged; nothing is learned from them. ``prior_tiles`` are the base model's
         own pictures, learned beside the tiles so that it keeps drawing them.
         """

@@ -307,17 +307,25 @@ def _train(
     total = config.finetune.max_train_steps
     steps: list[int] = []
     began = time.monotonic()
-    with reporter.bar("finetune", total, unit="step") as advance:
+    with reporter.bars("finetune") as move:
+
+        def on_encoded(number: int, total: int) -> None:
+            move(number, total, "encoding", "picture")
 
         def on_step(step: int, _figures: dict[str, Any]) -> None:
             nonlocal began
             if not steps:
                 began = time.monotonic()  # loading and encoding are behind
-            advance(step - (steps[-1] if steps else 0))
+            move(step, total, "", "step")
             steps.append(step)
 
         open_trainer().train(
-            tiles, folder.path, on_step=on_step, val_tiles=val_tiles, prior_tiles=prior_tiles
+            tiles,
+            folder.path,
+            on_step=on_step,
+            on_encoded=on_encoded,
+            val_tiles=val_tiles,
+            prior_tiles=prior_tiles,
         )
     made = steps[-1] - steps[0] if steps else 0
     return round(made / max(time.monotonic() - began, 1e-6), 2) if made else None
