@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 _FEW_SCORES = 128 * 128
-"""Queries times keys of a head, up to which a CPU goes faster over the scores written out."""
+_MANY_HEADS = 32
+"""Queries times keys of a head, up to which a CPU goes faster over the scores written out, and heads of
+all pictures of a pass, from which on it does: below, the number of operations counts."""
 
 
 class LoraLinear(torch.autograd.Function):
@@ -223,12 +225,13 @@ def _attend(
 def _attend_to(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Scaled dot product attention: ``(n, heads, tokens, width)`` each, as the first.
 
-    torch's fused one saves memory; going back through it over 64 tokens takes a CPU several times
-    as long as over the scores written out. In 16 bits the latter would round more.
+    torch's fused one saves memory; going back through it over 64 tokens of many heads takes some CPUs
+    several times as long as over the scores written out. In 16 bits the latter would round more.
     """
     on_cpu = query.device.type == "cpu" and query.dtype == torch.float32
     few = on_cpu and query.shape[-2] * key.shape[-2] <= _FEW_SCORES
-    with sdpa_kernel(SDPBackend.MATH) if few else nullcontext():
+    many = query.shape[0] * query.shape[1] >= _MANY_HEADS
+    with sdpa_kernel(SDPBackend.MATH) if few and many else nullcontext():
         seen: Tensor = nn.functional.scaled_dot_product_attention(query, key, value)
     return seen
 

@@ -188,15 +188,26 @@ def test_a_convolution_with_many_ranks_is_added_up_first() -> None:
         assert number == 0, "what a LoRA adds would be rounded away"
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(64, 77), (128, 128), (130, 130), (256, 77)])
-def test_attention_over_few_and_many_tokens_is_the_same(queries: int, keys: int) -> None:
+@pytest.mark.parametrize(
+    ("queries", "keys", "heads", "fused"),
+    [
+        (64, 77, 16, False),
+        (128, 128, 16, False),
+        (130, 130, 16, True),
+        (256, 77, 16, True),
+        (64, 77, 15, True),
+    ],
+)
+def test_attention_over_few_and_many_tokens_is_the_same(
+    queries: int, keys: int, heads: int, fused: bool
+) -> None:
     generator = torch.Generator().manual_seed(0)
     taken: dict[str, bool] = {}
     found = []
     for kind in ("ours", "written out"):
         generator.manual_seed(0)
         q, k, v = (
-            torch.randn(2, 3, number, 8, generator=generator).requires_grad_(True)
+            torch.randn(2, heads, number, 8, generator=generator).requires_grad_(True)
             for number in (queries, keys, keys)
         )
         if kind == "ours":
@@ -208,7 +219,7 @@ def test_attention_over_few_and_many_tokens_is_the_same(queries: int, keys: int)
         found.append((seen, q.grad, k.grad, v.grad))
     for ours, expected in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
-    assert taken["fused"] == (queries * keys > 128 * 128)
+    assert taken["fused"] == fused
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_dropout": 0.5}])
