@@ -91,7 +91,7 @@ class Plan:
     twins: int = 50
     black: int = 20
     flights: tuple[int, int] = (24, 8)
-    label_steps: int = 400
+    label_steps: int = 1_500  # the default of `label.max_train_steps`
 
 
 QUICK = Plan(

@@ -75,7 +75,7 @@ class Plan:
     rounds: int = 3
     flights: tuple[int, int] = (24, 8)
     scenes: int = 1_000
-    steps: int = 600
+    steps: int = 1_500  # the default of `label.max_train_steps`
 
 
 QUICK = Plan(pictures=64, large_pictures=8, rounds=1, flights=(4, 2), scenes=30, steps=20)
