@@ -300,11 +300,15 @@ class GenerateConfig(Section):
     background_fraction: float = Field(0.1, ge=0, le=1)
     """Share of pictures made from the background prompts."""
     negative_prompt: str = ""
-    """What not to draw."""
+    """What guidance leads away from. A template too: in braces the `attributes` that every prompt names, filled with the picture's. The background prompt, as in `aerial photo of open water in a {sea} sea`, leaves nothing but the animals to be led to."""
+    background_negative_prompt: str | None = None
+    """The same for the pictures from `background_prompts`: `whale, boat`. null: `negative_prompt`."""
     num_inference_steps: int = Field(30, ge=1)
     """Denoising steps."""
     guidance_scale: float = Field(6.0, ge=0)
     """Classifier-free guidance (Ho & Salimans, 2022)."""
+    guidance_rescale: float = Field(0.0, ge=0, le=1)
+    """How far the contrast that guidance adds is taken back (Lin et al., 2024, section 3.4). Above 0 against colours that are too strong, dark water that is black, and blots; 0.7 is usual."""
     guidance_end: float = Field(1.0, gt=0, le=1)
     """Share of the steps after which guidance is switched off: 0.5 spares a quarter of the work and changes pictures somewhat. 1: guided to the end."""
     scheduler: str = "DPMSolverMultistepScheduler"

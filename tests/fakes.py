@@ -99,6 +99,7 @@ class FakeGenerator:
         num_inference_steps: int,
         guidance_scale: float,
         guidance_end: float = 1.0,
+        guidance_rescale: float = 0.0,
         strength: float = 1.0,
         precise_vae: bool = False,
     ) -> list[Picture]:

@@ -83,6 +83,7 @@ def plan_pictures(
     background_prompts: Sequence[str],
     background_fraction: float,
     negative_prompt: str,
+    background_negative_prompt: str | None = None,
     seed: int,
 ) -> tuple[PlannedPicture, ...]:
     """Plan all pictures of a run, a pure function of its arguments.
@@ -100,7 +101,8 @@ def plan_pictures(
         attributes: Name -> its values.
         background_prompts: Templates of the pictures without animals.
         background_fraction: Share of those, 0..1.
-        negative_prompt: The same for all pictures.
+        negative_prompt: Template of what not to draw; of the attributes in a picture's prompt.
+        background_negative_prompt: The same for those without animals; None for `negative_prompt`.
         seed: Of the order and of the first picture; picture ``i`` has ``seed + i``.
 
     Raises:
@@ -126,10 +128,25 @@ def plan_pictures(
     background: Iterator[_Filled] = iter(())
     if num_images > num_background:
         values = {ANIMALS: tuple(chosen), **attributes}
-        foreground = _cycle("generate.prompts", prompts, values, seed=seed, salt=0)
+        foreground = _cycle(
+            "generate.prompts",
+            prompts,
+            values,
+            ("negative_prompt", negative_prompt),
+            seed=seed,
+            salt=0,
+        )
     if num_background:
+        negative = ("negative_prompt", negative_prompt)
+        if background_negative_prompt is not None:
+            negative = ("background_negative_prompt", background_negative_prompt)
         background = _cycle(
-            "generate.background_prompts", background_prompts, attributes, seed=seed, salt=1
+            "generate.background_prompts",
+            background_prompts,
+            attributes,
+            negative,
+            seed=seed,
+            salt=1,
         )
     planned = []
     for index in range(num_images):
@@ -137,7 +154,7 @@ def plan_pictures(
         is_background = (
             (index + 1) * num_background // num_images > index * num_background // num_images
         )  # fmt: skip
-        prompt, animal, words = next(background if is_background else foreground)
+        prompt, negative_filled, animal, words = next(background if is_background else foreground)
         asked_for: tuple[int, ...] | None = () if is_background else None
         if animal is not None:
             asked_for = find_asked_for(animal, chosen[animal], class_names)
@@ -145,7 +162,7 @@ def plan_pictures(
             PlannedPicture(
                 image_id=make_image_id(index),
                 prompt=prompt,
-                negative_prompt=negative_prompt,
+                negative_prompt=negative_filled,
                 seed=seed + index,
                 asked_for=asked_for,
                 background=is_background,
@@ -155,14 +172,25 @@ def plan_pictures(
     return tuple(planned)
 
 
-_Filled = tuple[str, str | None, tuple[str, ...]]
-"""A filled template, the phrase that filled ``{animals}``, if any did, and the other values in it."""
+def plain(template: str) -> str:
+    """A negative prompt for pictures that have no attributes: itself, or nothing where it names some.
+
+    Examples:
+        >>> plain("text, watermark"), plain("open water in a {sea} sea")
+        ('text, watermark', '')
+    """
+    return "" if _placeholders("generate.negative_prompt", template) else template.format()
+
+
+_Filled = tuple[str, str, str | None, tuple[str, ...]]
+"""A filled template and its negative one, the phrase that filled ``{animals}``, if any did, and the other values in it."""
 
 
 def _cycle(
     setting: str,
     templates: Sequence[str],
     values: Mapping[str, Sequence[str]],
+    negative: tuple[str, str],
     *,
     seed: int,
     salt: int,
@@ -171,6 +199,7 @@ def _cycle(
     if not templates:
         raise SynthdetError(f"{setting} is empty: give at least one prompt")
     named = {template: _names(setting, template, values) for template in templates}
+    _check_negative(f"generate.{negative[0]}", negative[1], named)
     axes = [name for name in values if any(name in names for names in named.values())]
     shape = (len(templates), *(len(values[name]) for name in axes))
     size = math.prod(shape)
@@ -183,11 +212,12 @@ def _cycle(
         raise SynthdetError(f"generate.{ANIMALS} is empty, and {setting} asks for it")
     # Negative seeds are fine for torch and not for numpy; this is one to one for all 64-bit seeds.
     rng = np.random.default_rng([seed % 2**64, salt])
-    return _walk(templates, named, axes, values, shape, rng)
+    return _walk(templates, negative[1], named, axes, values, shape, rng)
 
 
 def _walk(
     templates: Sequence[str],
+    negative: str,
     named: Mapping[str, frozenset[str]],
     axes: Sequence[str],
     values: Mapping[str, Sequence[str]],
@@ -203,22 +233,38 @@ def _walk(
             }
             animal = filling[ANIMALS] if ANIMALS in named[template] else None
             others = {filling[name]: None for name in axes if name in named[template] - {ANIMALS}}
-            yield template.format_map(filling), animal, tuple(word for word in others if word)
+            words = tuple(word for word in others if word)
+            yield template.format_map(filling), negative.format_map(filling), animal, words
 
 
 def _names(setting: str, template: str, values: Mapping[str, object]) -> frozenset[str]:
     """The names in a template's braces, all of them known."""
-    try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise SynthdetError(f"{setting}: {template!r}: {error}; write {{{{ for a brace") from error
-    for name in names:
+    names = _placeholders(setting, template)
+    for name in sorted(names):
         if name not in values:
             raise SynthdetError(
                 f"{setting}: {template!r} names {{{name}}}, which is none of "
                 f"{', '.join(values) or 'generate.attributes'}: add it to generate.attributes"
             )
-    return frozenset(names)
+    return names
+
+
+def _placeholders(setting: str, template: str) -> frozenset[str]:
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise SynthdetError(f"{setting}: {template!r}: {error}; write {{{{ for a brace") from error
+    return frozenset(name for _, name, _, _ in parts if name is not None)
+
+
+def _check_negative(setting: str, negative: str, named: Mapping[str, frozenset[str]]) -> None:
+    names = _placeholders(setting, negative)
+    for template, known in named.items():
+        if lacking := sorted(names - (known - {ANIMALS})):
+            raise SynthdetError(
+                f"{setting}: {negative!r} names {{{lacking[0]}}}, which is no attribute of the prompt "
+                f"{template!r}: name what every prompt names"
+            )
 
 
 def _check_animals(animals: Mapping[str, int]) -> None:

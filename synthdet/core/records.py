@@ -206,6 +206,7 @@ class SyntheticImage(Record):
     batch: int
     batch_shape: int
     guidance_end: float = 1.0
+    guidance_rescale: float = 0.0
     asked_for: tuple[int, ...] | None = None
     mode: GenerateMode | None = None
     source_tile: str | None = None

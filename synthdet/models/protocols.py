@@ -55,10 +55,13 @@ class ImageGenerator(Protocol):
         num_inference_steps: int,
         guidance_scale: float,
         guidance_end: float = 1.0,
+        guidance_rescale: float = 0.0,
         strength: float = 1.0,
         precise_vae: bool = False,
     ) -> list[Picture]:
         """One batch, in the order of the requests; guided in the first share of the steps.
+
+        ``guidance_rescale`` (0..1) of the contrast that guidance adds is taken back.
 
         A batch starts from noise, from sources at ``strength`` (0..1), or is painted into sources: all
         its requests in the same way. With ``precise_vae`` decoded in float32, the rest as before: for

@@ -137,6 +137,7 @@ class SdxlGenerator:
         num_inference_steps: int,
         guidance_scale: float,
         guidance_end: float = 1.0,
+        guidance_rescale: float = 0.0,
         strength: float = 1.0,
         precise_vae: bool = False,
     ) -> list[Picture]:
@@ -150,6 +151,7 @@ class SdxlGenerator:
             num_inference_steps: Denoising steps.
             guidance_scale: Of classifier-free guidance; at most 1 is none.
             guidance_end: Share of the steps after which there is no guidance, 0..1.
+            guidance_rescale: Share of the contrast that guidance adds which is taken back, 0..1.
             strength: With sources, the share of the steps that is done from there, 0..1.
             precise_vae: Decode in float32: where a VAE overflows in half precision.
 
@@ -170,6 +172,7 @@ class SdxlGenerator:
                 **options,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
+                guidance_rescale=guidance_rescale,
                 generator=[torch.Generator("cpu").manual_seed(r.seed) for r in requests],
                 output_type="latent",
             ).images

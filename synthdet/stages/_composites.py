@@ -21,6 +21,7 @@ from synthdet.core.prompts import (
     PlannedPicture,
     default_animals,
     find_asked_for,
+    plain,
     plan_pictures,
 )
 from synthdet.core.records import Composite, Tile
@@ -90,7 +91,8 @@ def make_composites(
     if not planned:
         return []
     waters = {one.picture_id: one for one in planned if one.water is None}
-    negative = config.generate.negative_prompt
+    negative = config.generate.background_negative_prompt
+    negative = plain(config.generate.negative_prompt if negative is None else negative)
     draw_missing(
         {
             _path(folder, one.picture_id): PictureRequest(one.prompt, negative, one.seed)
@@ -167,7 +169,7 @@ def _plan(
         attributes=settings.attributes,
         background_prompts=settings.background_prompts,
         background_fraction=num_waters / (number + num_waters),
-        negative_prompt=settings.negative_prompt,
+        negative_prompt="",  # a composite is not drawn
         seed=seed,
     )
     planned = plan_modes(

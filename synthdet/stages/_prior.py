@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from synthdet.config import Config
+from synthdet.core.prompts import plain
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import ImageGenerator, PictureRequest, TrainTile
 from synthdet.progress import Reporter
@@ -50,7 +51,7 @@ def draw_prior(
     requests = {
         folder / "prior" / f"prior-{number:04d}.png": PictureRequest(
             settings.prior_prompt,
-            config.generate.negative_prompt,
+            plain(config.generate.negative_prompt),
             settings.seed + _FIRST_SEED + number,
         )
         for number in range(settings.prior_pictures)
@@ -119,6 +120,7 @@ def draw_missing(
                     height=side,
                     num_inference_steps=config.generate.num_inference_steps,
                     guidance_scale=config.generate.guidance_scale,
+                    guidance_rescale=config.generate.guidance_rescale,
                 )
             except MemoryError as error:
                 raise SynthdetError(

@@ -37,6 +37,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from synthdet.config import Config
+from synthdet.core.prompts import plain
 from synthdet.core.records import Photo, Split, Tile
 from synthdet.errors import SynthdetError
 from synthdet.models.protocols import (
@@ -359,7 +360,9 @@ def _draw_samples(
     ]
     requests = [
         PictureRequest(
-            captions[i % len(captions)], config.generate.negative_prompt, config.finetune.seed + i
+            captions[i % len(captions)],
+            plain(config.generate.negative_prompt),
+            config.finetune.seed + i,
         )
         for i in range(len(paths))
     ]
@@ -376,6 +379,7 @@ def _draw_samples(
                         height=tiles[0].height,
                         num_inference_steps=config.generate.num_inference_steps,
                         guidance_scale=config.generate.guidance_scale,
+                        guidance_rescale=config.generate.guidance_rescale,
                     )
                     advance(1)
                 halves.append(drawn)

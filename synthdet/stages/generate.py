@@ -87,7 +87,11 @@ def run(
     done = folder.claim(
         settings=settings.settings("making"),
         inputs=inputs,
-        newer={"placed_lora_scale": None},
+        newer={
+            "placed_lora_scale": None,
+            "guidance_rescale": 0.0,
+            "background_negative_prompt": None,
+        },
         redo=redo,
         note=lambda text: reporter.note("generate", text),
     )
@@ -168,6 +172,7 @@ def _plan_words(workspace: Workspace, settings: GenerateConfig) -> tuple[Planned
         background_prompts=settings.background_prompts,
         background_fraction=settings.background_fraction,
         negative_prompt=settings.negative_prompt,
+        background_negative_prompt=settings.background_negative_prompt,
         seed=settings.seed,
     )
 
@@ -393,6 +398,7 @@ def _draw(
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
         guidance_end=settings.guidance_end,
+        guidance_rescale=settings.guidance_rescale,
         strength=strength,
         precise_vae=precise_vae,
     )
@@ -444,6 +450,7 @@ def _describe(
         "num_inference_steps": settings.num_inference_steps,
         "guidance_scale": settings.guidance_scale,
         "guidance_end": settings.guidance_end,
+        "guidance_rescale": settings.guidance_rescale,
         "lora_scale": _lora_scale(plan, settings),
         "batch": batch,
         "batch_shape": batch_shape,

@@ -17,7 +17,7 @@ from synthdet.workspace import StageFolder, append_records, read_records, write_
 
 _IN_TEXT = (
     "prompt", "negative_prompt", "seed", "scheduler", "num_inference_steps", "guidance_scale",
-    "guidance_end", "lora_scale", "batch_shape", "mode", "source_tile", "source_image", "source_view", "strength", "placed",
+    "guidance_end", "guidance_rescale", "lora_scale", "batch_shape", "mode", "source_tile", "source_image", "source_view", "strength", "placed",
 )  # fmt: skip
 
 

@@ -45,6 +45,39 @@ def test_ids_count_up_and_seeds_are_distinct() -> None:
     assert {p.negative_prompt for p in planned} == {"text"}
 
 
+def test_the_negative_prompt_says_the_same_sea_and_backgrounds_have_their_own() -> None:
+    planned = plan(
+        num_images=24,
+        background_fraction=0.25,
+        prompts=("photo of {animals} in a {sea} sea{waves}",),
+        attributes={"sea": ("grey", "green"), "waves": ("", ", whitecaps")},
+        background_prompts=("open water in a {sea} sea",),
+        negative_prompt="open water in a {sea} sea{waves}",
+        background_negative_prompt="whale",
+    )
+    for picture in planned:
+        where = picture.prompt.partition(" in a ")[2]
+        expected = "whale" if picture.background else f"open water in a {where}"
+        assert picture.negative_prompt == expected
+    assert len({picture.negative_prompt for picture in planned}) == 5
+
+
+@pytest.mark.parametrize(
+    ("negative", "setting"),
+    [
+        ({"negative_prompt": "a {sea} sea"}, r"generate\.negative_prompt"),
+        ({"negative_prompt": "{animals}"}, r"generate\.negative_prompt"),
+        ({"negative_prompt": "{"}, r"generate\.negative_prompt"),
+        ({"background_negative_prompt": "a {sea} sea"}, r"generate\.background_negative_prompt"),
+    ],
+)
+def test_a_negative_prompt_names_what_the_prompt_names(
+    negative: dict[str, str], setting: str
+) -> None:
+    with pytest.raises(SynthdetError, match=setting):
+        plan(attributes={"sea": ("grey",)}, prompts=("{animals}",), **negative)
+
+
 @pytest.mark.parametrize(("num_images", "fraction"), [(24, 0.25), (10, 0.1), (7, 0.5), (3, 1.0)])
 def test_backgrounds_are_spread_evenly(num_images: int, fraction: float) -> None:
     background = [p.background for p in plan(num_images=num_images, background_fraction=fraction)]

@@ -47,12 +47,16 @@ REQUESTS = (
 )
 
 
-def draw(generator: SdxlGenerator, *requests: PictureRequest, guidance: float = 4.0) -> Any:
-    return generator.generate(requests, **SIZE, num_inference_steps=3, guidance_scale=guidance)
+def draw(
+    generator: SdxlGenerator, *requests: PictureRequest, guidance: float = 4.0, rescale: float = 0.0
+) -> Any:
+    return generator.generate(
+        requests, **SIZE, num_inference_steps=3, guidance_scale=guidance, guidance_rescale=rescale
+    )
 
 
-@pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_draws_what_diffusers_draws(base: Path, guidance: float) -> None:
+@pytest.mark.parametrize(("guidance", "rescale"), [(1.0, 0.0), (4.0, 0.0), (4.0, 0.7)])
+def test_draws_what_diffusers_draws(base: Path, guidance: float, rescale: float) -> None:
     pipeline = StableDiffusionXLPipeline.from_pretrained(base, add_watermarker=False)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
         pipeline.scheduler.config, use_karras_sigmas=True
@@ -66,10 +70,11 @@ def test_draws_what_diffusers_draws(base: Path, guidance: float) -> None:
             generator=torch.Generator().manual_seed(request.seed),
             num_inference_steps=3,
             guidance_scale=guidance,
+            guidance_rescale=rescale,
             output_type="np",
             **SIZE,
         ).images[0]
-        (picture,) = draw(generator, request, guidance=guidance)
+        (picture,) = draw(generator, request, guidance=guidance, rescale=rescale)
         assert picture.shape == (HEIGHT, WIDTH, 3)
         assert picture.dtype == np.uint8
         # Channels last: convolutions add up in another order.

@@ -28,6 +28,7 @@ SETTINGS: dict[str, Any] = {
     "num_inference_steps": 4,
     "guidance_scale": 3.0,
     "guidance_end": 0.5,
+    "guidance_rescale": 0.7,
     "scheduler": "EulerAncestralDiscreteScheduler",
 }
 
@@ -61,6 +62,7 @@ def draw_again(
         num_inference_steps=first.num_inference_steps,
         guidance_scale=first.guidance_scale,
         guidance_end=first.guidance_end or 1.0,
+        guidance_rescale=first.guidance_rescale,
         strength=first.strength or 1.0,
     )
 
