@@ -300,7 +300,7 @@ class GenerateConfig(Section):
     background_fraction: float = Field(0.1, ge=0, le=1)
     """Share of pictures made from the background prompts."""
     negative_prompt: str = ""
-    """What guidance leads away from. A template too: in braces the `attributes` that every prompt names, filled with the picture's. The background prompt, as in `aerial photo of open water in a {sea} sea`, leaves nothing but the animals to be led to."""
+    """What guidance leads away from. A template too: in braces the `attributes` that every prompt names, filled with the picture's. The background prompt, as in `aerial photo of open water in a {sea} sea`, leaves nothing but the animals to be led to; no picture is led away from its own prompt. Samples and class pictures of `finetune`, which have no attributes, are drawn without one that names some."""
     background_negative_prompt: str | None = None
     """The same for the pictures from `background_prompts`: `whale, boat`. null: `negative_prompt`."""
     num_inference_steps: int = Field(30, ge=1)

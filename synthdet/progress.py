@@ -5,6 +5,7 @@ In a log, where a bar is only noise, it is a line a minute.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -134,11 +135,11 @@ def _in_words(seconds: float) -> str:
     """A time to wait.
 
     Examples:
-        >>> [_in_words(seconds) for seconds in (20, 140, 7500)]
-        ['1 minute', '3 minutes', '2 h 5 min']
+        >>> [_in_words(seconds) for seconds in (0.5, 140, 3600, 7500)]
+        ['1 minute', '3 minutes', '1 h 0 min', '2 h 5 min']
     """
-    minutes = -(-int(seconds) // 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes > 60 else many(minutes, "minute")
+    minutes = max(1, math.ceil(seconds / 60))
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else many(minutes, "minute")
 
 
 def many(number: int, noun: str, nouns: str | None = None) -> str:

@@ -89,6 +89,7 @@ class FakeGenerator:
     calls: int = 0
     requests: list[PictureRequest] = field(default_factory=list)
     lora_scales: list[float] = field(default_factory=list)
+    rescales: list[float] = field(default_factory=list)
 
     def generate(
         self,
@@ -109,6 +110,7 @@ class FakeGenerator:
         if len(requests) > self.max_batch:
             raise MemoryError(f"{len(requests)} pictures")
         self.requests += requests
+        self.rescales += [guidance_rescale] * len(requests)
         shape = (height, width, 3)
         return [
             np.zeros(shape, np.uint8)

@@ -162,7 +162,8 @@ def plan_pictures(
             PlannedPicture(
                 image_id=make_image_id(index),
                 prompt=prompt,
-                negative_prompt=negative_filled,
+                # Led away from its own prompt it would be led nowhere.
+                negative_prompt="" if negative_filled == prompt else negative_filled,
                 seed=seed + index,
                 asked_for=asked_for,
                 background=is_background,
@@ -173,7 +174,9 @@ def plan_pictures(
 
 
 def plain(template: str) -> str:
-    """A negative prompt for pictures that have no attributes: itself, or nothing where it names some.
+    """A negative prompt for pictures that are not planned by attributes, such as samples of captions.
+
+    Nothing, where it names some.
 
     Examples:
         >>> plain("text, watermark"), plain("open water in a {sea} sea")
@@ -254,6 +257,11 @@ def _placeholders(setting: str, template: str) -> frozenset[str]:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise SynthdetError(f"{setting}: {template!r}: {error}; write {{{{ for a brace") from error
+    for _, name, spec, conversion in parts:
+        if name is not None and (spec or conversion):
+            raise SynthdetError(
+                f"{setting}: {template!r}: in braces stands a name alone; write {{{{ for a brace"
+            )
     return frozenset(name for _, name, _, _ in parts if name is not None)
 
 

@@ -174,6 +174,7 @@ class Composite(Record):
     picture_id: str
     prompt: str
     seed: int
+    negative_prompt: str = ""
     water: str | None = None
     water_view: int | None = None
     placed: tuple[PlacedBox, ...] = ()

@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
-from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -174,7 +173,8 @@ class SdxlLoraTrainer:
             folder: Owned by this training.
             on_step: Hears the number of steps done, once at the start and after every step, and
                 the last logged figures (``loss``, ``lr``).
-            on_encoded: Hears how many pictures are encoded, and of how many, before the first step.
+            on_encoded: Hears how many pictures of this process's share are encoded, and of how many,
+                before the first step; those of an earlier start at once.
             val_tiles: Pictures of the same size that are not trained on, for the held-out loss.
             prior_tiles: The base model's own pictures, of the same size: as many passes a step see
                 them as see tiles, so that it keeps drawing them.
@@ -356,9 +356,15 @@ class SdxlLoraTrainer:
             if tiles
         }
         shares = {name: team.share(given[name]) for name in caches}
-        total, encoded = sum(map(len, shares.values())), count(1)
+        total, encoded = sum(map(len, shares.values())), 0
+
+        def on_tiles(number: int) -> None:
+            nonlocal encoded
+            encoded += number
+            on_encoded(encoded, total)
+
         for name, latents in caches.items():
-            latents.fill(shares[name], vae, device, lambda: on_encoded(next(encoded), total))
+            latents.fill(shares[name], vae, device, on_tiles)
         team.wait()
         none = heard.read("")
         if guides_from_zeros(pipeline):
@@ -491,8 +497,12 @@ def help_to_train() -> None:
     while (job := team.hear()) is not None:
         plan, given, folder = job
         checkpoint = load_newest(folder / "checkpoints", note=_say_nothing)
-        plan._train(given, folder, checkpoint, lambda _step, _figures: None, team)
+        plan._train(given, folder, checkpoint, _hear_nothing, _hear_nothing, team)
     team.leave()
+
+
+def _hear_nothing(_number: int, _more: object) -> None:
+    """For those whose steps nobody follows."""
 
 
 def let_helpers_go() -> None:

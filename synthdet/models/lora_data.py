@@ -59,7 +59,7 @@ class LatentCache:
         tiles: Sequence[TrainTile],
         vae: Any,
         device: str,
-        on_tile: Callable[[], None] = lambda: None,
+        on_tiles: Callable[[int], None] = lambda _number: None,
     ) -> None:
         """Encode the tiles that are not there yet, in float32.
 
@@ -67,15 +67,14 @@ class LatentCache:
             tiles: Square pictures, all of one size.
             vae: An `AutoencoderKL` in float32 on the device.
             device: Of the VAE.
-            on_tile: Called after every tile, those that were there too.
+            on_tiles: Hears how many were there already, and then of each one more.
 
         Raises:
             SynthdetError: A tile that is missing, unreadable or not square; the disk is full.
         """
-        for tile in tiles:
-            if self._is_whole(tile):
-                on_tile()
-                continue
+        missing = [tile for tile in tiles if not self._is_whole(tile)]
+        on_tiles(len(tiles) - len(missing))
+        for tile in missing:
             pixels = _read_pixels(tile).to(device)
             means, deviations = [], []
             # One symmetry at a time: eight pictures of 1024 px at once do not fit a small GPU.
@@ -86,7 +85,7 @@ class LatentCache:
                 deviations.append(posterior.std.half().cpu())
             tensors = {"mean": torch.cat(means), "std": torch.cat(deviations)}
             write_bytes(self._path(tile), save(tensors))
-            on_tile()
+            on_tiles(1)
 
     def read(
         self, tile: TrainTile, symmetry: int, window: Window = (0, 0), shape: Shape | None = None

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 _FEW_SCORES = 128 * 128
+"""Queries times keys of a head, up to which a CPU goes back faster over the scores written out."""
 _MANY_HEADS = 32
-"""Queries times keys of a head, up to which a CPU goes faster over the scores written out, and heads of
-all pictures of a pass, from which on it does: below, the number of operations counts."""
+"""Heads of all pictures of a pass, below which it does not: the scores take many operations more, and with
+little to do in each their number is the time."""
 
 
 class LoraLinear(torch.autograd.Function):

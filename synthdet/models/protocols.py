@@ -169,7 +169,7 @@ class LoraTrainer(Protocol):
 
         Ends with ``folder/pytorch_lora_weights.safetensors`` in diffusers' format. ``on_step`` hears
         how many optimizer steps are done and the figures of the last one (``loss``, ``lr``), ``on_encoded``
-        before that how many pictures are encoded, and of how many. The loss
+        before that how many pictures of this process's share are encoded, and of how many. The loss
         on ``val_tiles`` is logged; nothing is learned from them. ``prior_tiles`` are the base model's
         own pictures, learned beside the tiles so that it keeps drawing them.
         """

@@ -21,7 +21,6 @@ from synthdet.core.prompts import (
     PlannedPicture,
     default_animals,
     find_asked_for,
-    plain,
     plan_pictures,
 )
 from synthdet.core.records import Composite, Tile
@@ -91,11 +90,9 @@ def make_composites(
     if not planned:
         return []
     waters = {one.picture_id: one for one in planned if one.water is None}
-    negative = config.generate.background_negative_prompt
-    negative = plain(config.generate.negative_prompt if negative is None else negative)
     draw_missing(
         {
-            _path(folder, one.picture_id): PictureRequest(one.prompt, negative, one.seed)
+            _path(folder, one.picture_id): PictureRequest(one.prompt, one.negative_prompt, one.seed)
             for one in waters.values()
         },
         tiles[0].width,
@@ -169,7 +166,8 @@ def _plan(
         attributes=settings.attributes,
         background_prompts=settings.background_prompts,
         background_fraction=num_waters / (number + num_waters),
-        negative_prompt="",  # a composite is not drawn
+        negative_prompt=settings.negative_prompt,
+        background_negative_prompt=settings.background_negative_prompt,
         seed=seed,
     )
     planned = plan_modes(
@@ -189,6 +187,7 @@ def _plan(
             ),
             prompt=picture.prompt,
             seed=picture.seed,
+            negative_prompt=picture.negative_prompt if picture.background else "",
             water=picture.source_image and picture.source_image.replace("syn", "water"),
             water_view=picture.source_view,
             placed=picture.placed,

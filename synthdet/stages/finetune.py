@@ -100,6 +100,7 @@ def run(
             be used, a setting was changed, or the training diverged.
     """
     settings = config.finetune
+    plain(config.generate.negative_prompt)  # refused now, and not when the samples are drawn
     folder = workspace.stage("finetune")
     inputs = {"prepare": workspace.stage("prepare").output()}
     if settings.lora is not None:
@@ -309,6 +310,7 @@ def _train(
     steps: list[int] = []
     began = time.monotonic()
     with reporter.bars("finetune") as move:
+        move(0, 1, "opening the model", "model")
 
         def on_encoded(number: int, total: int) -> None:
             move(number, total, "encoding", "picture")

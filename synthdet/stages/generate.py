@@ -43,7 +43,7 @@ from synthdet.progress import Reporter
 from synthdet.stages._sources import Sources, compare, look_at_animals
 from synthdet.stages.generate_batches import Batches
 from synthdet.stages.generate_files import Saver
-from synthdet.stages.generate_made import Made
+from synthdet.stages.generate_made import Made, picture_path
 from synthdet.stages.generate_take_in import list_pictures, take_in
 from synthdet.workspace import (
     Workspace,
@@ -82,8 +82,10 @@ def run(
     folder = workspace.stage("generate")
     files = [] if settings.pictures is None else list_pictures(settings.pictures)
     inputs = _inputs(workspace, settings, files)
-    # Before the folder is claimed: for a refused prompt nothing is left that a mended one would find.
-    worded = _plan_words(workspace, settings) if settings.pictures is None else ()
+    lock, plan = folder.lock(), None
+    if settings.pictures is None and (redo or lock is None or not lock["finished"]):
+        # Before the folder is claimed: of what is refused nothing is left that a mended start would find.
+        plan = _plan(workspace, settings, reporter)
     done = folder.claim(
         settings=settings.settings("making"),
         inputs=inputs,
@@ -107,8 +109,7 @@ def run(
     tiles = _read_tiles(workspace)
     size_wh = tiles[0].width, tiles[0].height
     if settings.pictures is None:
-        sources = Sources(workspace.root, tiles, made.path)
-        planned = _plan(worded, settings, tiles, sources, reporter)
+        sources, planned = plan or _plan(workspace, settings, reporter)
         speed = _generate(made, planned, sources, settings, size_wh, open_generator)
         wanted = [picture.image_id for picture in planned]
     else:
@@ -157,13 +158,19 @@ def _inputs(
     return inputs
 
 
-def _plan_words(workspace: Workspace, settings: GenerateConfig) -> tuple[PlannedPicture, ...]:
-    """Every picture's words and seed.
+def _plan(
+    workspace: Workspace, settings: GenerateConfig, reporter: Reporter
+) -> tuple[Sources, tuple[PlannedPicture, ...]]:
+    """Every picture: its words, its seed, and what it starts from; and where that is found.
 
     Raises:
-        SynthdetError: A prompt names something unknown.
+        SynthdetError: A prompt names something unknown, or nothing is there to start from.
     """
-    return plan_pictures(
+    tiles, folder = _read_tiles(workspace), workspace.stage("generate").path
+    sources = Sources(workspace.root, tiles, partial(picture_path, folder))
+    if "placed" in settings.mode_shares() and settings.placed_start == "animal":
+        look_at_animals(sources, tiles, reporter, "generate")
+    worded = plan_pictures(
         num_images=settings.num_images,
         class_names=read_json(workspace.stage("prepare").path / "dataset.json")["classes"],
         prompts=settings.prompts,
@@ -175,19 +182,7 @@ def _plan_words(workspace: Workspace, settings: GenerateConfig) -> tuple[Planned
         background_negative_prompt=settings.background_negative_prompt,
         seed=settings.seed,
     )
-
-
-def _plan(
-    worded: Sequence[PlannedPicture],
-    settings: GenerateConfig,
-    tiles: Sequence[Tile],
-    sources: Sources,
-    reporter: Reporter,
-) -> tuple[PlannedPicture, ...]:
-    """Every picture: its words, its seed, and what it starts from."""
-    if "placed" in settings.mode_shares() and settings.placed_start == "animal":
-        look_at_animals(sources, tiles, reporter, "generate")
-    return plan_modes(
+    planned = plan_modes(
         worded,
         tiles,
         shares=settings.mode_shares(),
@@ -196,6 +191,7 @@ def _plan(
         stands_out=sources.stands_out,
         seed=settings.seed,
     )
+    return sources, planned
 
 
 def _read_tiles(workspace: Workspace) -> list[Tile]:

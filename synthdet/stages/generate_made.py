@@ -15,6 +15,12 @@ from synthdet.progress import Reporter
 from synthdet.stages.generate_files import Fields, write_picture
 from synthdet.workspace import StageFolder, append_records, read_records, write_records
 
+
+def picture_path(folder: Path, image_id: str) -> Path:
+    """Where a picture of the stage's folder lies."""
+    return folder / "images" / f"{image_id}.png"
+
+
 _IN_TEXT = (
     "prompt", "negative_prompt", "seed", "scheduler", "num_inference_steps", "guidance_scale",
     "guidance_end", "guidance_rescale", "lora_scale", "batch_shape", "mode", "source_tile", "source_image", "source_view", "strength", "placed",
@@ -42,7 +48,7 @@ class Made:
 
     def path(self, image_id: str) -> Path:
         """File of a picture, there or not."""
-        return self.folder.path / "images" / f"{image_id}.png"
+        return picture_path(self.folder.path, image_id)
 
     def has(self, image_id: str) -> bool:
         """Whether a picture was made and recorded, and its file is still there."""

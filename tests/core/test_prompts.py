@@ -68,6 +68,8 @@ def test_the_negative_prompt_says_the_same_sea_and_backgrounds_have_their_own() 
         ({"negative_prompt": "a {sea} sea"}, r"generate\.negative_prompt"),
         ({"negative_prompt": "{animals}"}, r"generate\.negative_prompt"),
         ({"negative_prompt": "{"}, r"generate\.negative_prompt"),
+        ({"negative_prompt": "{sea!z}"}, r"generate\.negative_prompt"),
+        ({"prompts": ("{animals} in a {sea:q} sea",)}, r"generate\.prompts"),
         ({"background_negative_prompt": "a {sea} sea"}, r"generate\.background_negative_prompt"),
     ],
 )
@@ -75,7 +77,15 @@ def test_a_negative_prompt_names_what_the_prompt_names(
     negative: dict[str, str], setting: str
 ) -> None:
     with pytest.raises(SynthdetError, match=setting):
-        plan(attributes={"sea": ("grey",)}, prompts=("{animals}",), **negative)
+        plan(**{"attributes": {"sea": ("grey",)}, "prompts": ("{animals}",), **negative})
+
+
+def test_no_picture_is_led_away_from_its_own_prompt() -> None:
+    planned = plan(negative_prompt=DEFAULTS["background_prompts"][0])
+    assert {(one.background, one.negative_prompt) for one in planned} == {
+        (True, ""),
+        (False, "aerial photo of open water"),
+    }
 
 
 @pytest.mark.parametrize(("num_images", "fraction"), [(24, 0.25), (10, 0.1), (7, 0.5), (3, 1.0)])

@@ -78,6 +78,7 @@ def train(
     *,
     kill_at: int | None = None,
     on_step: Callable[[int, dict[str, Any]], None] = lambda _step, _figures: None,
+    on_encoded: Callable[[int, int], None] = lambda _number, _total: None,
     val_tiles: list[TrainTile] | None = None,
     prior_tiles: list[TrainTile] | None = None,
     **options: Any,
@@ -93,8 +94,9 @@ def train(
             raise KilledError
 
     SdxlLoraTrainer(base, **{**OPTIONS, **options}).train(
-        tiles, folder, on_step=hear, val_tiles=val_tiles or [], prior_tiles=prior_tiles or []
-    )
+        tiles, folder, on_step=hear, on_encoded=on_encoded,
+        val_tiles=val_tiles or [], prior_tiles=prior_tiles or [],
+    )  # fmt: skip
     return told
 
 
@@ -114,6 +116,24 @@ def whole(
     folder = tmp_path_factory.mktemp("whole")
     assert train(base, tiles, folder) == list(range(9))
     return files(folder)
+
+
+def test_it_tells_how_many_tiles_are_encoded_and_those_of_an_earlier_start_at_once(
+    base: Path, tiles: list[TrainTile], tmp_path: Path
+) -> None:
+    told: list[tuple[int, int]] = []
+    number, total = len(tiles), len(tiles) + 1
+    options: dict[str, Any] = {
+        "on_encoded": lambda done, of: told.append((done, of)),
+        "val_tiles": tiles[:1],
+    }
+    with pytest.raises(KilledError):
+        train(base, tiles, tmp_path / "run", kill_at=1, **options)
+    # Val tiles are kept in one symmetry, so the same picture is encoded once more.
+    assert told == [(done, total) for done in (*range(number + 1), number, total)]
+    told.clear()
+    train(base, tiles, tmp_path / "run", **options)
+    assert told == [(number, total), (total, total)]
 
 
 # --- what comes out --------------------------------------------------------------------------------

@@ -87,6 +87,7 @@ def test_the_lora_learns_train_animals_in_water_that_the_base_model_drew(tmp_pat
     asked = {request.prompt for request in generator.requests}
     assert asked == {"photo of a blue sea", "photo of a red sea"}
     assert len(generator.requests) == 2, "a water for four composites"
+    assert {request.negative_prompt for request in generator.requests} == {""}
 
     real, composites, waters = trainer.tiles[:3], trainer.tiles[3:-2], trainer.tiles[-2:]
     assert [tile.tile_id for tile in real] == ["tile-1", "tile-2", "tile-3"]
@@ -111,6 +112,27 @@ def test_the_lora_learns_train_animals_in_water_that_the_base_model_drew(tmp_pat
         assert np.abs(picture[outside].mean(axis=0) - colour).max() < 3
         inside = picture[y1:y2, x1:x2].astype(float)
         assert np.abs(inside - colour).max(axis=2).mean() > 15, "an animal is there"
+
+
+def test_water_is_drawn_with_its_own_negative_prompt_and_with_the_rescale_of_generate(
+    tmp_path: Path,
+) -> None:
+    words = {
+        "negative_prompt": "photo of a {sea} sea",
+        "background_negative_prompt": "whale in a {sea} sea",
+        "guidance_rescale": 0.7,
+    }
+    workspace, config = start(tmp_path / "run", words=words)
+    generator = FakeGenerator(fail_at=2)
+    with pytest.raises(PlannedError):
+        make(workspace, config, FakeLoraTrainer(), generator)
+    make(workspace, config, FakeLoraTrainer(), generator)
+    asked = {request.prompt: request.negative_prompt for request in generator.requests}
+    assert asked == {
+        "photo of a blue sea": "whale in a blue sea",
+        "photo of a red sea": "whale in a red sea",
+    }
+    assert set(generator.rescales) == {0.7}
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -246,6 +246,30 @@ def test_class_pictures_are_drawn_once_and_go_on_after_a_crash(tmp_path: Path) -
     assert file_bytes(torn.root / "2-finetune") == file_bytes(folder)
 
 
+def test_samples_and_class_pictures_are_drawn_as_generate_draws(tmp_path: Path) -> None:
+    for negative, expected in (("text", "text"), ("open water in a {sea} sea", "")):
+        workspace, config = start(tmp_path / (expected or "none"), **PRIOR)
+        told = {"guidance_rescale": 0.7, "negative_prompt": negative}
+        generate = config.generate.model_copy(update=told)
+        generators: dict[Path | None, FakeGenerator] = {}
+        config = config.model_copy(update={"generate": generate})
+        make(workspace, config, FakeLoraTrainer(), generators)
+        for generator in generators.values():
+            assert {request.negative_prompt for request in generator.requests} == {expected}
+            assert set(generator.rescales) == {0.7}
+        assert len(generators) == 2, "base and LoRA"
+
+
+def test_a_negative_prompt_that_cannot_be_read_is_refused_before_the_training(
+    tmp_path: Path,
+) -> None:
+    workspace, config = start(tmp_path / "run")
+    generate = config.generate.model_copy(update={"negative_prompt": "text {"})
+    with pytest.raises(SynthdetError, match=r"generate\.negative_prompt"):
+        make(workspace, config.model_copy(update={"generate": generate}), None)
+    assert not (workspace.root / "2-finetune" / "stage.json").exists()
+
+
 def test_class_pictures_that_do_not_fit_are_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     workspace, config = start(tmp_path / "run", **PRIOR)
     with pytest.raises(SynthdetError, match=r"out of memory .*finetune\.prior_pictures"):

@@ -183,6 +183,30 @@ def test_a_refused_prompt_leaves_nothing_that_a_mended_one_would_find(tmp_path: 
     assert "10 pictures of" in make(workspace, mended, FakeGenerator())
 
 
+def test_a_refused_mode_leaves_nothing_either(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run", mode="placed")
+    with pytest.raises(SynthdetError, match="tiles without animals"):
+        make(workspace, config, FakeGenerator())
+    assert not (workspace.root / "3-generate" / "stage.json").exists()
+    mended = make_config({"generate": {**SETTINGS, "mode": "text"}}, where="the test")
+    assert "10 pictures of" in make(workspace, mended, FakeGenerator())
+
+
+def test_a_finished_run_of_an_earlier_version_stays_finished(tmp_path: Path) -> None:
+    workspace, config = start(tmp_path / "run", negative_prompt="text x")
+    make(workspace, config, FakeGenerator())
+    path = workspace.root / "3-generate" / "stage.json"
+    lock = read_json(path)
+    for name in ("guidance_rescale", "background_negative_prompt", "placed_lora_scale"):
+        del lock["settings"][name]
+    lock["settings"]["negative_prompt"] = "text {x}"  # braces were letters then
+    path.write_text(json.dumps(lock))
+    before = make_config(
+        {"generate": {**SETTINGS, "negative_prompt": "text {x}"}}, where="the test"
+    )
+    assert "10 pictures of" in make(workspace, before, None)
+
+
 def test_the_batch_size_is_found_once_and_kept(tmp_path: Path) -> None:
     workspace, config = start(tmp_path / "run", batch_size="auto")
     generator = FakeGenerator(fitting=3, fail_at=2)
