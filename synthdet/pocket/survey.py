@@ -53,6 +53,7 @@ SETTINGS: Final = (
     "generate.mode={text: 1, placed: 9}",
     "generate.placed_water=drawn",
     "generate.background_prompts=['aerial photo of open water in a {sea} sea{waves}']",
+    "generate.negative_prompt='aerial photo of open water in a {sea} sea{waves}'",
     "generate.background_fraction=0.2",
 )
 """What a run on this survey sets beyond configs/pocket.yaml: its photos are at the pocket models' own
