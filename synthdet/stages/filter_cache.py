@@ -27,6 +27,8 @@ BLOCK = 4096
 
 _PART = "part-"
 _ROWS_AT_A_TIME = 512  # a megabyte: it stays near the processor
+_MOST_RECENT = 2 * BLOCK
+"""Contents that came since, in a dictionary: ten times the memory of sorted keys, into which more go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +187,11 @@ class EmbeddingCache:
             else:
                 at = (rows + number * BLOCK).tolist()
                 self._recent |= dict(zip(found[rows].tolist(), at, strict=True))
-        if first:
+        if len(self._recent) > _MOST_RECENT:
+            keys.append(np.array(list(self._recent), dtype=np.uint64))
+            places.append(np.array(list(self._recent.values()), dtype=np.int64))
+            self._recent = {}
+        if len(keys) > 1:
             # The last of equal keys counts: shards come after parts.
             joined, where = np.concatenate(keys)[::-1], np.concatenate(places)[::-1]
             self._keys, last = np.unique(joined, return_index=True)

@@ -76,6 +76,24 @@ def test_parts_are_known_before_they_are_joined(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in (tmp_path / "torn").iterdir()} == whole
 
 
+def test_what_came_since_goes_into_the_sorted_keys_and_the_shard_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filter_cache, "_MOST_RECENT", 2)
+    cache = EmbeddingCache(tmp_path, "clip")
+    for begin in (0, 4, 8):
+        block = range(begin, min(begin + 4, 10))
+        for number in block:
+            assert HASHES[number] not in cache
+            cache.add_part(known(number))
+            assert HASHES[number] in cache
+            assert len(cache._recent) <= 2
+        cache.join([HASHES[number] for number in block])
+        assert HASHES[begin] in cache
+    cache.clean()  # the parts are gone: rows have to come from the shards
+    check(cache)
+
+
 def test_what_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
     fill(tmp_path)
     paths = sorted(tmp_path.iterdir())
