@@ -415,6 +415,7 @@ def detect(
         batch_size=batch_size,
         device=device,
         num_views=num_views,
+        side_by_side=torch.get_num_threads(),
     )
 
 

@@ -219,6 +219,21 @@ def test_boxes_are_in_pixels_of_the_file(
     assert detector.detect(paths, min_confidence=1e-6)[0] == found_wide
 
 
+def test_two_cores_draw_what_one_draws(
+    process: DetectorProcess, weights: Path, tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{seed}.png" for seed in range(5)]
+    for seed, path in enumerate(paths):
+        draw(path, seed)
+    expected = opened(process, weights).detect(paths, min_confidence=1e-6)
+    with DetectorProcess(threads=2) as child:
+        found = opened(child, weights).detect(paths, min_confidence=1e-6)
+    for some, others in zip(found, expected, strict=True):
+        np.testing.assert_allclose(
+            sorted(box.xyxy for box in some), sorted(box.xyxy for box in others), atol=0.05
+        )
+
+
 def test_views_are_those_of_the_turned_file(
     process: DetectorProcess, weights: Path, tmp_path: Path
 ) -> None:
