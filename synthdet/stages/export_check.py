@@ -98,7 +98,7 @@ def _check_split(
 def _entries(root: Path, split: Split) -> Iterator[ManifestEntry]:
     """The manifest's entries of a split, one at a time."""
     path = root / "manifest.jsonl"
-    wanted = f'"split": "{split}"'
+    wanted = f'"{split}"'
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if wanted in line:  # spares parsing most of the others

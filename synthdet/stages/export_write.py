@@ -150,7 +150,7 @@ class DatasetWriter:
                 self._files.link(picture, f"{self._root}/voc/JPEGImages/{name}")
                 self._write_voc(entry, name)
                 self._voc[split].append(entry.image_id)
-            self._manifest.write(entry.to_line() + "\n")
+            self._manifest.write(entry.model_dump_json(exclude_none=True) + "\n")
         except OSError as error:
             raise _cannot_write(picture, error) from error
 
