@@ -138,6 +138,23 @@ def test_photos_in_formats_that_are_not_read_are_told(tmp_path):
     assert "convert it" in reasons(tmp_path)["a.HEIC"]
 
 
+def test_what_a_mac_and_windows_leave_in_folders_is_passed_over(tmp_path):
+    """A zip packed on a Mac has a twin of every photo that is none, under the photo's own suffix."""
+    (tmp_path / "day 1").mkdir()
+    (tmp_path / "__MACOSX" / "day 1").mkdir(parents=True)
+    Image.new("RGB", (8, 6)).save(tmp_path / "day 1" / "whale.jpg")
+    for name in (
+        ".DS_Store",
+        "day 1/._whale.jpg",
+        "__MACOSX/day 1/._whale.jpg",
+        "__MACOSX/day 1/whale.jpg",
+    ):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    listing = _photos.list_files(tmp_path)
+    assert listing.files == ("day 1/whale.jpg",)
+    assert not listing.rejected
+
+
 def test_names_that_are_no_text_are_told(tmp_path):
     place = os.fsencode(tmp_path) + b"/m\xe4nnlich"
     os.mkdir(place)  # noqa: PTH102 - a name in bytes
