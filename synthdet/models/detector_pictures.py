@@ -36,6 +36,8 @@ ONE_BY_ONE_FROM = 320
 """Side in pixels from which a CPU is faster without batches (measured with yolo11n: 22 against 40 ms
 a picture at 320, 55 against 147 at 640; at 128 it is 9 against 2.7; with RT-DETR-R18 336 against 359,
 934 against 1220, and at 128 159 against 137). On one core there is little between them."""
+_MOST_SIDE_BY_SIDE = 8
+"""Batches at once, however many cores: each needs memory of its own."""
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 """Of pictures in a dataset's folders."""
 
@@ -192,28 +194,28 @@ def draw_boxes(
         batch_size: Pictures at once, at most.
         device: Where the network is.
         num_views: Turns and mirrors.
-        side_by_side: Batches at once on a CPU, one core each: small layers gain nothing from more, and
-            wait for each other (measured with yolo11n on two cores: 2.4 for 3.8 ms a picture at 128
+        side_by_side: Batches at once on a CPU, at most, which share its cores: on a small batch two
+            cores mostly wait for each other (measured with yolo11n: 2.4 for 3.8 ms a picture at 128
             pixels, 61 for 91 at 640). `look` must bear several threads at once.
 
     Raises:
         SynthdetError: A file is not a picture that OpenCV reads; names it.
     """
-    if device == "cpu":
-        batch_size = max(1, min(batch_size, math.ceil(len(paths) / side_by_side)))
-        if image_size >= ONE_BY_ONE_FROM:
-            batch_size = 1
-    batches = [paths[begin : begin + batch_size] for begin in range(0, len(paths), batch_size)]
     draw = partial(
         _draw_batch, look=look, image_size=image_size, device=device, num_views=num_views
     )
-    if device != "cpu" or min(side_by_side, len(batches)) < 2:
+    workers = min(side_by_side, _MOST_SIDE_BY_SIDE, len(paths)) if device == "cpu" else 1
+    if device == "cpu" and image_size >= ONE_BY_ONE_FROM:
+        batch_size = 1
+    elif workers > 1:
+        batch_size = min(batch_size, math.ceil(len(paths) / workers))
+    batches = [paths[begin : begin + batch_size] for begin in range(0, len(paths), batch_size)]
+    if workers < 2:
         return [boxes for batch in batches for boxes in draw(batch)]
     threads = torch.get_num_threads()
+    share = partial(torch.set_num_threads, max(1, threads // workers))
     try:
-        with ThreadPoolExecutor(
-            side_by_side, initializer=partial(torch.set_num_threads, 1)
-        ) as pool:
+        with ThreadPoolExecutor(workers, initializer=share) as pool:
             return [boxes for drawn in pool.map(draw, batches) for boxes in drawn]
     finally:
         torch.set_num_threads(threads)  # threads that start later take the number set last

@@ -78,6 +78,32 @@ def test_batches_go_side_by_side_on_a_core_each(paths: list[Path]) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(("number", "cores"), [(2, 4), (3, 2), (40, 1)])
+def test_batches_share_the_cores(paths: list[Path], number: int, cores: int) -> None:
+    """However many there are: a batch needs memory of its own."""
+    running: set[int] = set()
+    most, shares = 0, set()
+    meet = threading.Barrier(min(number, 8), timeout=20)
+
+    def look(pixels: Tensor) -> list[Tensor]:
+        nonlocal most
+        running.add(threading.get_ident())
+        most = max(most, len(running))
+        shares.add(torch.get_num_threads())
+        meet.wait()
+        running.discard(threading.get_ident())
+        return look_at(pixels)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        draw((paths * 6)[:number], look, side_by_side=8 if number < 40 else 64, batch_size=1)
+    finally:
+        torch.set_num_threads(before)
+    assert shares == {cores}
+    assert most == min(number, 8)
+
+
 def test_large_pictures_go_one_by_one_on_a_cpu(paths: list[Path]) -> None:
     sizes = []
 
