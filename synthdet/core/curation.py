@@ -5,14 +5,10 @@ FiftyOne and the gallery show the same `ShownRun`; both bring verdicts back thro
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
-
-from pydantic import BaseModel, SerializeAsAny, TypeAdapter
+from typing import Final, Literal
 
 from synthdet.core.boxes import clip, iou
 from synthdet.core.records import (
@@ -28,7 +24,7 @@ from synthdet.core.records import (
     Verdict,
 )
 
-LAYOUT: Final = 2
+LAYOUT: Final = 3
 """Raised when datasets of older versions are to be made again."""
 ACCEPT: Final = "accept"
 REJECT: Final = "reject"
@@ -36,9 +32,6 @@ NEAR_SHARE: Final = 0.1
 """Share of the pictures held against a threshold that count as near it."""
 # Decimals of a pixel that count: finer than anybody draws, coarser than the noise of floats.
 _DECIMALS: Final = 2
-_AS_THEY_ARE: Final = TypeAdapter(list[SerializeAsAny[BaseModel]])
-_AT_ONCE: Final = 1_000
-"""Records that are turned into text together."""
 
 Picture = Tile | SyntheticImage
 Kind = Literal["review", "near", "accepted", "dropped"]
@@ -75,21 +68,6 @@ class ShownRun:
     labels: dict[str, Label]
     verdicts: dict[str, Verdict]
     doubts: dict[str, str] = field(default_factory=dict)
-
-    def fingerprint(self) -> str:
-        """Hash of all of it: the same as long as the same is shown."""
-        named: list[Mapping[str, BaseModel]] = [
-            self.scores, self.decisions, self.detections, self.labels, self.verdicts
-        ]  # fmt: skip
-        content = hashlib.sha256(_hash([LAYOUT, self.root, self.class_names, self.doubts]).encode())
-        kinds: list[Sequence[BaseModel]] = [self.tiles, self.images]
-        kinds += [list(by_id.values()) for by_id in named]
-        for kind in kinds:
-            for start in range(0, len(kind), _AT_ONCE):
-                part = list(kind[start : start + _AT_ONCE])
-                content.update(_AS_THEY_ARE.dump_json(part, exclude_none=True))
-            content.update(b"\n")
-        return content.hexdigest()
 
     def describe(self) -> str:
         """Counts in words."""
@@ -254,22 +232,16 @@ def trim(xyxy: XYXY, picture: Picture) -> XYXY:
 
 
 def edges(boxes: Iterable[Box] | None) -> list[tuple[int, ...]] | None:
-    """Boxes in an order of their own and in whole hundredths of pixels, to compare them."""
-    return None if boxes is None else _edges((box.class_id, box.xyxy) for box in boxes)
+    """Boxes as `drawn_edges` has them."""
+    return None if boxes is None else drawn_edges((box.class_id, box.xyxy) for box in boxes)
 
 
-def _edges(boxes: Iterable[tuple[int, XYXY]]) -> list[tuple[int, ...]]:
+def drawn_edges(boxes: Iterable[tuple[int, XYXY]] | None) -> list[tuple[int, ...]] | None:
+    """Boxes (class id, edges) in an order of their own and in whole hundredths of pixels, to compare them."""
+    if boxes is None:
+        return None
     scale = 10**_DECIMALS
     return sorted(
         (class_id, round(a * scale), round(b * scale), round(c * scale), round(d * scale))
         for class_id, (a, b, c, d) in boxes
     )
-
-
-def box_fingerprint(boxes: Iterable[tuple[int, XYXY]] | None) -> str | None:
-    """The same for boxes (class id, edges) that are the same to a hundredth of a pixel, in whatever order."""
-    return None if boxes is None else _hash(_edges(boxes))
-
-
-def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

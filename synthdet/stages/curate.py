@@ -18,11 +18,8 @@ import shlex
 import socket
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -33,7 +30,6 @@ from synthdet.core.doubts import principal_plane
 from synthdet.core.formats.fiftyone import (
     FIELDS,
     SeenSample,
-    make_samples,
     read_verdicts,
     sample_id,
 )
@@ -42,8 +38,16 @@ from synthdet.core.records import Verdict
 from synthdet.errors import SynthdetError
 from synthdet.models.machine import find_mongod
 from synthdet.progress import Reporter
+from synthdet.stages.curate_documents import open_documents
 from synthdet.stages.curate_gallery import NAME, write_gallery
-from synthdet.stages.curate_run import curation_path, dataset_name, read_embeddings, read_run
+from synthdet.stages.curate_run import (
+    curation_path,
+    dataset_name,
+    read_embeddings,
+    read_hashes,
+    read_run,
+    run_fingerprint,
+)
 from synthdet.workspace import Workspace, append_records, paused_collector
 
 ADDRESS: Final = "127.0.0.1"
@@ -64,9 +68,6 @@ PLUGINS_DIR: Final = Path(__file__).with_name("fiftyone_plugins")
 """Operators for the App: accept, reject, next to review."""
 _PLUGIN: Final = "@synthdet/curate"
 _PLUGINS_VARIABLE: Final = "FIFTYONE_PLUGINS_DIR"
-_GROUP: Final = 500
-_GROUPS_AHEAD: Final = 8
-"""Of `_GROUP` documents each: made while the database takes others; some 40 MB."""
 BRAIN_KEY: Final = "clip"
 """Of the embeddings plot, in the App's panel."""
 _FEWEST_POINTS: Final = 3
@@ -98,14 +99,15 @@ def load(workspace: Workspace, config: Config, reporter: Reporter, *, redo: bool
 
 
 def _load(workspace: Workspace, reporter: Reporter, *, redo: bool) -> str:
-    shown = read_run(workspace)
+    workspace.stage("prepare").output()
     name = dataset_name(workspace.root)
     with _fiftyone() as fo:
         if not fo.dataset_exists(name):
-            return _make_dataset(fo, workspace, shown, reporter, own_tags={})
+            return _make_dataset(fo, workspace, reporter, own_tags={})
         dataset = fo.load_dataset(name)
         if not redo:
-            if dataset.info.get("synthdet") == shown.fingerprint():
+            shown = read_run(workspace)
+            if dataset.info.get("synthdet") == run_fingerprint(workspace):
                 reporter.close("curate", f"{shown.describe()} · {name} is up to date")
                 return name
             pending = _new_verdicts(dataset, shown)
@@ -116,7 +118,7 @@ def _load(workspace: Workspace, reporter: Reporter, *, redo: bool) -> str:
                 )
         tags = _own_tags(dataset)
         fo.delete_dataset(name)
-        return _make_dataset(fo, workspace, shown, reporter, own_tags=tags)
+        return _make_dataset(fo, workspace, reporter, own_tags=tags)
 
 
 def pull(workspace: Workspace, config: Config, reporter: Reporter) -> None:
@@ -140,10 +142,10 @@ def pull(workspace: Workspace, config: Config, reporter: Reporter) -> None:
             )
         dataset = fo.load_dataset(name)
         verdicts = _new_verdicts(dataset, shown)
-        up_to_date = dataset.info.get("synthdet") == shown.fingerprint()
+        up_to_date = dataset.info.get("synthdet") == run_fingerprint(workspace)
         append_records(curation_path(workspace), verdicts)
         if up_to_date and verdicts:
-            dataset.info["synthdet"] = read_run(workspace).fingerprint()
+            dataset.info["synthdet"] = run_fingerprint(workspace)
             dataset.save()
         measured = dataset.match({"split": {"$in": ["val", "test"]}})
         unheard = len(measured.match_tags(VERDICT_TAGS))
@@ -268,34 +270,36 @@ def serve(
 def _make_dataset(
     fo: ModuleType,
     workspace: Workspace,
-    shown: ShownRun,
     reporter: Reporter,
     *,
     own_tags: Mapping[str, Sequence[str]],
 ) -> str:
     """Import the run in FiftyOne's own format: more than ten times as fast as adding samples."""
-    name = shown.dataset
-    with tempfile.TemporaryDirectory(prefix="synthdet-curate-") as folder:
+    name, fingerprint = dataset_name(workspace.root), run_fingerprint(workspace)
+    with (
+        open_documents(workspace.root, own_tags) as documents,
+        tempfile.TemporaryDirectory(prefix="synthdet-curate-") as folder,
+    ):
         _write_schema(fo, Path(folder))
-        dataset = _import_samples(fo, folder, name, make_samples(shown, own_tags, _object_id()))
-    expected = len(shown.tiles) + len(shown.images)
-    if len(dataset) != expected:
+        dataset = _import_samples(fo, folder, name, documents)
+        made = documents.summary
+    if len(dataset) != made.number:
         raise SynthdetError(
-            f"FiftyOne {fo.__version__} took {len(dataset)} of {expected} pictures: "
+            f"FiftyOne {fo.__version__} took {len(dataset)} of {made.number} pictures: "
             "install the version that synthdet was installed with"
         )
-    dataset.default_classes = list(shown.class_names)
-    dataset.app_config.color_scheme = _colour_scheme(fo, shown.class_names)
+    dataset.default_classes = made.class_names
+    dataset.app_config.color_scheme = _colour_scheme(fo, made.class_names)
     dataset.app_config.active_fields = fo.core.odm.dataset.ActiveFields(
         paths=["tags", "source", "status", "ground_truth", "accepted"]
     )
-    _let_boxes_be_edited(dataset, shown.class_names)
+    _let_boxes_be_edited(dataset, made.class_names)
     _save_views(fo, dataset)
-    _plot_embeddings(workspace, shown, dataset)
-    dataset.info["synthdet"] = shown.fingerprint()
+    _plot_embeddings(workspace, dataset)
+    dataset.info["synthdet"] = fingerprint
     dataset.persistent = True
     dataset.save()
-    reporter.close("curate", f"{shown.describe()} · FiftyOne dataset {name}")
+    reporter.close("curate", f"{made.words} · FiftyOne dataset {name}")
     return name
 
 
@@ -307,34 +311,14 @@ def _import_samples(
     FiftyOne's importer of its own format does all of it. Its samples alone come from memory, one by one
     as it asks for them: to write them as JSON and read that again took as long as all the rest.
     """
-    made_ahead = _ahead(documents)
 
     class FromMemory(fo.utils.data.FiftyOneDatasetImporter):  # type: ignore[misc, name-defined]
         def _preprocess_list(self, samples: object) -> Iterator[dict[str, Any]]:
             """What the importer takes in place of the samples that it read: none, the schema's."""
             del samples
-            return made_ahead
+            return documents
 
     return fo.Dataset.from_importer(FromMemory(folder), name=name)
-
-
-def _ahead(documents: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The same, made by a thread while the caller waits for the database; its errors are raised here."""
-    groups = iter(lambda: list(islice(documents, _GROUP)), [])
-    with ThreadPoolExecutor(1) as thread:
-        ready: deque[Future[list[dict[str, Any]]]] = deque(
-            thread.submit(next, groups, []) for _ in range(_GROUPS_AHEAD)
-        )
-        while group := ready.popleft().result():
-            ready.append(thread.submit(next, groups, []))
-            yield from group
-
-
-def _object_id() -> Callable[[bytes], Any]:
-    """The class of the database's ids; it is installed with FiftyOne's driver."""
-    from bson import ObjectId
-
-    return ObjectId
 
 
 def _write_schema(fo: ModuleType, folder: Path) -> None:
@@ -448,20 +432,18 @@ def _name_view(reason: str) -> str:
     return f"dropped: {reason}"[:_LONGEST_NAME]
 
 
-def _plot_embeddings(workspace: Workspace, shown: ShownRun, dataset: Any) -> None:
+def _plot_embeddings(workspace: Workspace, dataset: Any) -> None:
     """Where the filter's embeddings lie on a plane, for the App's panel *Embeddings*.
 
     They are read from ``4-filter/embeddings/`` and turned into points here: no network is asked.
     """
-    hashes = {tile.tile_id: tile.sha256 for tile in shown.tiles}
-    hashes |= {image.image_id: image.sha256 for image in shown.images}
-    names, embeddings = read_embeddings(workspace, hashes)
+    names, embeddings = read_embeddings(workspace, read_hashes(workspace))
     if len(names) < _FEWEST_POINTS:
         return
     import fiftyone.brain as fob
 
     points = principal_plane(embeddings)
-    ids = [sample_id(shown, name) for name in names]
+    ids = [sample_id(dataset.name, name) for name in names]
     fob.compute_visualization(
         dataset,
         points=dict(zip(ids, points, strict=True)),

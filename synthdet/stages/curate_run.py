@@ -6,10 +6,11 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
-from synthdet.core.curation import ShownRun
+from synthdet.core.curation import LAYOUT, ShownRun
 from synthdet.core.doubts import doubt_annotations, doubt_labels, doubt_tiles
 from synthdet.core.records import (
     Decision,
@@ -22,7 +23,20 @@ from synthdet.core.records import (
 )
 from synthdet.core.similarity import Embeddings
 from synthdet.stages.filter_cache import EmbeddingCache
-from synthdet.workspace import Workspace, read_json, read_records
+from synthdet.workspace import (
+    Workspace,
+    hash_file,
+    hash_json,
+    iter_records,
+    read_json,
+    read_records,
+)
+
+_SHOWN_FILES: Final = (
+    "1-prepare/dataset.json", "1-prepare/tiles.jsonl", "3-generate/images.jsonl", "4-filter/scores.jsonl",
+    "4-filter/decisions.jsonl", "5-label/detections.jsonl", "5-label/labels.jsonl",
+    "5-label/calibration.json", "5-label/val_detections.jsonl", "curation.jsonl",
+)  # fmt: skip
 
 
 def dataset_name(run: Path) -> str:
@@ -70,6 +84,27 @@ def read_run(workspace: Workspace) -> ShownRun:
             **_doubt_real(workspace, tiles),
         },
     )
+
+
+def run_fingerprint(workspace: Workspace) -> str:
+    """Hash of all that is shown of the run: the same as long as its records are the same bytes.
+
+    Raises:
+        SynthdetError: Prepare is not done: there is nothing to show.
+    """
+    workspace.stage("prepare").output()
+    lock = workspace.stage("filter").lock() or {}
+    shown = [LAYOUT, str(workspace.root.resolve()), lock.get("settings", {}).get("model")]
+    files = [workspace.root / name for name in _SHOWN_FILES]
+    return hash_json([*shown, *(hash_file(path) if path.exists() else None for path in files)])
+
+
+def read_hashes(workspace: Workspace) -> dict[str, str]:
+    """Content hash of every picture, by its name in curation."""
+    tiles = iter_records(workspace.stage("prepare").path / "tiles.jsonl", Tile)
+    images = iter_records(workspace.stage("generate").path / "images.jsonl", SyntheticImage)
+    hashes = {tile.tile_id: tile.sha256 for tile in tiles}
+    return hashes | {image.image_id: image.sha256 for image in images}
 
 
 def _doubt_real(workspace: Workspace, tiles: Sequence[Tile]) -> dict[str, str]:

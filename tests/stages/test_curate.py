@@ -21,7 +21,6 @@ from rich.console import Console
 
 from synthdet.config import Config
 from synthdet.core.doubts import principal_plane
-from synthdet.core.formats.fiftyone import make_samples
 from synthdet.core.records import (
     Box,
     Decision,
@@ -37,7 +36,7 @@ from synthdet.core.records import (
 from synthdet.errors import SynthdetError
 from synthdet.models.machine import find_mongod
 from synthdet.progress import Reporter
-from synthdet.stages import curate, export
+from synthdet.stages import curate, curate_documents, export
 from synthdet.stages.filter_cache import Embedded, EmbeddingCache
 from synthdet.workspace import Workspace, hash_file, read_records, write_json, write_records
 from tests import handmade
@@ -280,13 +279,17 @@ class TestLoad:
     def test_an_interrupted_load_is_not_taken_for_whole(
         self, workspace: Workspace, load: Load, database: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def stop_after_three(*given: Any) -> Iterator[dict[str, Any]]:
-            yield from islice(make_samples(*given), 3)
+        def stop_after_three(documents: Iterator[Any]) -> Iterator[Any]:
+            yield from islice(documents, 3)
             raise KeyboardInterrupt
 
+        real = curate._import_samples
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(curate, "_GROUP", 1)
-            patched.setattr(curate, "make_samples", stop_after_three)
+            patched.setattr(
+                curate,
+                "_import_samples",
+                lambda *given: real(*given[:3], stop_after_three(given[3])),
+            )
             load()
         half = database.load_dataset(curate.dataset_name(workspace.root))
         assert 0 < len(half) < 9
@@ -295,9 +298,37 @@ class TestLoad:
     def test_a_fiftyone_that_passes_pictures_over_is_told_of(
         self, load: Load, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        real = curate._import_samples
         with monkeypatch.context() as patched, pytest.raises(SynthdetError, match="took 3 of 9"):
-            patched.setattr(curate, "_ahead", lambda documents: islice(documents, 3))
+            patched.setattr(
+                curate, "_import_samples", lambda *given: real(*given[:3], islice(given[3], 3))
+            )
             load()
+        assert len(load()) == 9
+
+    def test_a_killed_process_that_reads_the_run_is_an_error(
+        self, load: Load, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = subprocess.Popen
+
+        def popen_killed(*given: Any, **named: Any) -> Any:
+            process = real(*given, **named)
+            process.kill()
+            return process
+
+        with monkeypatch.context() as patched, pytest.raises(SynthdetError, match="has died"):
+            patched.setattr(curate_documents.subprocess, "Popen", popen_killed)
+            load()
+        assert len(load()) == 9
+
+    def test_a_line_that_is_no_record_is_named(self, workspace: Workspace, load: Load) -> None:
+        load()
+        path = workspace.stage("filter").path / "scores.jsonl"
+        text = path.read_text()
+        path.write_text(text.replace('"image_id"', '"picture"', 1))
+        with pytest.raises(SynthdetError, match=r"scores\.jsonl, line 1: image_id"):
+            load()
+        path.write_text(text)
         assert len(load()) == 9
 
     def test_saved_views_and_colours(self, load: Load) -> None:

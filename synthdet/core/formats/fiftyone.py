@@ -9,6 +9,8 @@ A box is there ``[left, top, width, height]`` in shares of the picture, here ``x
 from __future__ import annotations
 
 import hashlib
+import struct
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -18,8 +20,8 @@ from synthdet.core.curation import (
     REJECT,
     Picture,
     ShownRun,
-    box_fingerprint,
     boxes_to_export,
+    drawn_edges,
     judgeable,
     margin,
     name_of,
@@ -55,7 +57,7 @@ FIELDS: Final = {
     "ground_truth": "Boxes of a real tile; edit those of train tiles",
     "predictions": "All boxes of the detector, raw",
     "accepted": "Boxes that go into the export: edit these",
-    "boxes_as_loaded": "Fingerprint of the boxes before anybody edited them",
+    "boxes_as_loaded": "The boxes before anybody edited them, packed",
 }
 
 
@@ -113,14 +115,37 @@ def make_samples(
         fields["doubt"] = shown.doubts.get(name)
         boxes = boxes_to_export(shown, picture)
         if boxes is not None:
-            drawn = _to_detections(shown, picture, boxes, field, make_id)
-            pairs = [(box["label"], box["bounding_box"]) for box in drawn["detections"]]
-            fields[field] = drawn
-            fields["boxes_as_loaded"] = box_fingerprint(_to_pixels(shown, picture, pairs))
+            drawn = fields[field] = _to_detections(shown, picture, boxes, field, make_id)
+            fields["boxes_as_loaded"] = _pack(boxes, drawn["detections"])
         verdict = standing_verdict(shown, picture)
         tags = [fields["source"], *([verdict.verdict] if verdict else [])]
         tags += own_tags.get(name, ())
         yield _make_sample(shown, picture, fields, tags, make_id)
+
+
+def _pack(boxes: Sequence[Box | DetectedBox], drawn: Sequence[Mapping[str, Any]]) -> str:
+    """Class id and FiftyOne's box of each, as text: to be held against what a person leaves."""
+    values: list[float] = []
+    for box, detection in zip(boxes, drawn, strict=True):
+        values.append(box.class_id)
+        values += detection["bounding_box"]
+    return b64encode(struct.pack(f"<{len(values)}d", *values)).decode("ascii")
+
+
+def _unpack(text: str) -> Iterator[tuple[int, Sequence[float]]]:
+    """What `_pack` packed.
+
+    Raises:
+        SynthdetError: It is something else.
+    """
+    try:
+        for class_id, *box in struct.iter_unpack("<5d", b64decode(text, validate=True)):
+            yield int(class_id), box
+    except (ValueError, struct.error) as error:
+        raise SynthdetError(
+            "another version of synthdet loaded this run into FiftyOne: pull its verdicts with that one, or "
+            "give them up with `synthdet curate RUN --redo`"
+        ) from error
 
 
 def _synthetic_fields(shown: ShownRun, image: SyntheticImage, make_id: MakeId) -> dict[str, Any]:
@@ -200,9 +225,9 @@ def _to_detections(
     return {"_cls": "Detections", "detections": detections}
 
 
-def sample_id(shown: ShownRun, image_id: str) -> str:
-    """Id of a picture's sample: the same in every dataset of the run."""
-    return _digest(f"{shown.dataset}/{image_id}")[:12].hex()
+def sample_id(dataset: str, image_id: str) -> str:
+    """Id of a picture's sample: the same in every dataset of that name."""
+    return _digest(f"{dataset}/{image_id}")[:12].hex()
 
 
 def _digest(text: str) -> bytes:
@@ -239,7 +264,7 @@ def _read_all(
         if picture is None or picture.sha256 != sample.sha256:
             continue
         drawn = None if sample.boxes is None else list(_to_pixels(shown, picture, sample.boxes))
-        edited = box_fingerprint(drawn) != sample.boxes_as_loaded
+        edited = drawn_edges(drawn) != drawn_edges(_as_loaded(shown, picture, sample))
         given = _given_verdict(sample, edited=edited)
         if given is None:
             continue
@@ -254,6 +279,15 @@ def _read_all(
             by=by,
             at=at,
         )
+
+
+def _as_loaded(
+    shown: ShownRun, picture: Picture, sample: SeenSample
+) -> Iterator[tuple[int, XYXY]] | None:
+    if sample.boxes_as_loaded is None:
+        return None
+    boxes = _unpack(sample.boxes_as_loaded)
+    return _to_pixels(shown, picture, ((shown.class_names[n], box) for n, box in boxes))
 
 
 def _given_verdict(sample: SeenSample, *, edited: bool) -> Literal["accept", "reject"] | None:
