@@ -122,6 +122,13 @@ def test_contradictions_and_unknown_classes_are_refused() -> None:
         list(read_verdicts(shown, [whale], by="a", at="n"))
 
 
+def test_boxes_of_classes_that_are_gone_since_are_no_error() -> None:
+    shown = shown_run([DetectedBox(xyxy=(10, 20, 50, 60), class_id=1, confidence=0.9)])
+    seen = replace(as_seen(shown), boxes=[])
+    (verdict,) = read_verdicts(replace(shown, class_names=("seal",)), [seen], by="ann", at="now")
+    assert (verdict.verdict, verdict.boxes) == ("accept", ())
+
+
 def test_boxes_that_another_version_loaded_are_not_guessed_at() -> None:
     shown = shown_run([DetectedBox(xyxy=(10, 20, 50, 60), class_id=0, confidence=0.9)])
     for other in ("a" * 64, "no base64!"):

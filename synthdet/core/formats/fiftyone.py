@@ -264,7 +264,7 @@ def _read_all(
         if picture is None or picture.sha256 != sample.sha256:
             continue
         drawn = None if sample.boxes is None else list(_to_pixels(shown, picture, sample.boxes))
-        edited = drawn_edges(drawn) != drawn_edges(_as_loaded(shown, picture, sample))
+        edited = drawn_edges(drawn) != drawn_edges(_as_loaded(picture, sample))
         given = _given_verdict(sample, edited=edited)
         if given is None:
             continue
@@ -281,13 +281,11 @@ def _read_all(
         )
 
 
-def _as_loaded(
-    shown: ShownRun, picture: Picture, sample: SeenSample
-) -> Iterator[tuple[int, XYXY]] | None:
+def _as_loaded(picture: Picture, sample: SeenSample) -> Iterator[tuple[int, XYXY]] | None:
     if sample.boxes_as_loaded is None:
         return None
     boxes = _unpack(sample.boxes_as_loaded)
-    return _to_pixels(shown, picture, ((shown.class_names[n], box) for n, box in boxes))
+    return ((class_id, _in_pixels(picture, box)) for class_id, box in boxes)
 
 
 def _given_verdict(sample: SeenSample, *, edited: bool) -> Literal["accept", "reject"] | None:
@@ -316,16 +314,21 @@ def _to_pixels(
     Raises:
         SynthdetError: A class name that the run does not have.
     """
-    for class_name, (left, top, width, height) in drawn:
+    for class_name, box in drawn:
         if class_name not in shown.class_names:
             raise SynthdetError(
                 f"{name_of(picture)} has a box of class {class_name!r}: name it one of "
                 f"{', '.join(shown.class_names)} in the App and pull again"
             )
-        xyxy = (
-            left * picture.width,
-            top * picture.height,
-            (left + width) * picture.width,
-            (top + height) * picture.height,
-        )
-        yield shown.class_names.index(class_name), trim(xyxy, picture)
+        yield shown.class_names.index(class_name), _in_pixels(picture, box)
+
+
+def _in_pixels(picture: Picture, box: Sequence[float]) -> XYXY:
+    left, top, width, height = box
+    xyxy = (
+        left * picture.width,
+        top * picture.height,
+        (left + width) * picture.width,
+        (top + height) * picture.height,
+    )
+    return trim(xyxy, picture)
