@@ -55,8 +55,9 @@ class Documents(Iterator[dict[str, Any]]):
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
-        from bson import decode_file_iter
+        from bson import InvalidBSON, decode_file_iter
 
+        self._cut_off = InvalidBSON
         self._given: Iterator[dict[str, Any]] = decode_file_iter(stream)
         self.summary = Summary(**self._take())
 
@@ -71,7 +72,11 @@ class Documents(Iterator[dict[str, Any]]):
         return document
 
     def _take(self) -> dict[str, Any]:
-        document = next(self._given, {"end": "the process that reads the run has died"})
+        died = {"end": "the process that reads the run has died"}
+        try:
+            document = next(self._given, died)
+        except self._cut_off:  # in the middle of one
+            document = died
         if document.get("end"):
             raise SynthdetError(document["end"])
         return document
@@ -99,8 +104,9 @@ def open_documents(root: Path, own_tags: Mapping[str, Sequence[str]]) -> Iterato
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("a child without pipes")
         try:
-            process.stdin.write(encode(own_tags))
-            process.stdin.close()
+            with suppress(BrokenPipeError):  # dead already: its output says so
+                process.stdin.write(encode(own_tags))
+                process.stdin.close()
             yield Documents(process.stdout)
         finally:
             process.kill()
