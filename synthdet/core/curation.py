@@ -6,11 +6,12 @@ FiftyOne and the gallery show the same `ShownRun`; both bring verdicts back thro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from synthdet.core.boxes import clip, iou
+from synthdet.core.doubts import doubt_label
 from synthdet.core.records import (
     XYXY,
     Box,
@@ -24,7 +25,7 @@ from synthdet.core.records import (
     Verdict,
 )
 
-LAYOUT: Final = 3
+LAYOUT: Final = 4
 """Raised when datasets of older versions are to be made again."""
 ACCEPT: Final = "accept"
 REJECT: Final = "reject"
@@ -54,7 +55,7 @@ class ShownRun:
         detections: Raw boxes.
         labels: What the label stage made of the boxes.
         verdicts: The last one on every picture as it is now.
-        doubts: Why a label is likely wrong, in words, by image or tile id.
+        tile_doubts: Why the annotation of a real tile is likely wrong, in words, by tile id.
     """
 
     root: str
@@ -64,14 +65,17 @@ class ShownRun:
     images: list[SyntheticImage]
     scores: dict[str, Score]
     decisions: dict[str, Decision]
-    detections: dict[str, Detections]
-    labels: dict[str, Label]
+    detections: Mapping[str, Detections]
+    labels: Mapping[str, Label]
     verdicts: dict[str, Verdict]
-    doubts: dict[str, str] = field(default_factory=dict)
+    tile_doubts: dict[str, str] = field(default_factory=dict)
 
     def describe(self) -> str:
         """Counts in words."""
-        review = sum(label.status == "review" for label in self.labels.values())
+        return self.describe_with(sum(one.status == "review" for one in self.labels.values()))
+
+    def describe_with(self, review: int) -> str:
+        """The same, where who goes through the labels has counted those to review."""
         return (
             f"{len(self.tiles)} real and {len(self.images)} synthetic pictures, {review} to review"
         )
@@ -98,6 +102,13 @@ def standing_verdict(shown: ShownRun, picture: Picture) -> Verdict | None:
     if verdict is None or isinstance(picture, SyntheticImage) or picture.split == "train":
         return verdict
     return None
+
+
+def doubt(shown: ShownRun, picture: Picture) -> str | None:
+    """Why a label is likely wrong, in words."""
+    if isinstance(picture, SyntheticImage):
+        return doubt_label(picture, shown.labels.get(picture.image_id), shown.class_names)
+    return shown.tile_doubts.get(picture.tile_id)
 
 
 def boxes_to_export(shown: ShownRun, picture: Picture) -> Sequence[Box | DetectedBox] | None:

@@ -23,26 +23,17 @@ _SAME_ANIMAL: Final = 0.3
 """IoU from which two boxes are about one animal; half of what counts as found, as small boxes jitter."""
 
 
-def doubt_labels(
-    images: Sequence[SyntheticImage], labels: Mapping[str, Label], class_names: Sequence[str]
-) -> dict[str, str]:
-    """Accepted labels of synthetic pictures that are not what the prompt asked for.
-
-    Returns:
-        Image id -> what is odd, in words.
-    """
-    doubts = {}
-    for image in images:
-        label = labels.get(image.image_id)
-        if label is None or label.status == "review" or image.asked_for is None:
-            continue
-        class_ids = [box.class_id for box in label.boxes]
-        if sorted(image.asked_for) != sorted(class_ids):
-            asked, found = Counter(image.asked_for), Counter(class_ids)
-            doubts[image.image_id] = (
-                f"asked for {_say(asked, class_names)}, labelled {_say(found, class_names)}"
-            )
-    return doubts
+def doubt_label(
+    image: SyntheticImage, label: Label | None, class_names: Sequence[str]
+) -> str | None:
+    """What is odd, in words, about an accepted label that is not what the prompt asked for."""
+    if label is None or label.status == "review" or image.asked_for is None:
+        return None
+    class_ids = [box.class_id for box in label.boxes]
+    if sorted(image.asked_for) == sorted(class_ids):
+        return None
+    asked, found = Counter(image.asked_for), Counter(class_ids)
+    return f"asked for {_say(asked, class_names)}, labelled {_say(found, class_names)}"
 
 
 def _say(classes: Counter[int], names: Sequence[str]) -> str:

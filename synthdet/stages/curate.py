@@ -24,6 +24,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from synthdet.config import Config
 from synthdet.core.curation import ACCEPT, REJECT, ShownRun, only_new
 from synthdet.core.doubts import principal_plane
@@ -275,12 +278,16 @@ def _make_dataset(
     own_tags: Mapping[str, Sequence[str]],
 ) -> str:
     """Import the run in FiftyOne's own format: more than ten times as fast as adding samples."""
-    name, fingerprint = dataset_name(workspace.root), run_fingerprint(workspace)
+    name = dataset_name(workspace.root)
     with (
-        open_documents(workspace.root, own_tags) as documents,
+        open_documents(workspace.root) as documents,
         tempfile.TemporaryDirectory(prefix="synthdet-curate-") as folder,
     ):
+        fingerprint = run_fingerprint(workspace)
+        documents.begin(own_tags)
+        # Meanwhile the run is read.
         _write_schema(fo, Path(folder))
+        points = _find_points(workspace)
         dataset = _import_samples(fo, folder, name, documents)
         made = documents.summary
     if len(dataset) != made.number:
@@ -295,7 +302,7 @@ def _make_dataset(
     )
     _let_boxes_be_edited(dataset, made.class_names)
     _save_views(fo, dataset)
-    _plot_embeddings(workspace, dataset)
+    _plot_embeddings(dataset, points)
     dataset.info["synthdet"] = fingerprint
     dataset.persistent = True
     dataset.save()
@@ -432,21 +439,26 @@ def _name_view(reason: str) -> str:
     return f"dropped: {reason}"[:_LONGEST_NAME]
 
 
-def _plot_embeddings(workspace: Workspace, dataset: Any) -> None:
-    """Where the filter's embeddings lie on a plane, for the App's panel *Embeddings*.
+def _find_points(workspace: Workspace) -> dict[str, NDArray[np.float64]]:
+    """Where the filter's embeddings lie on a plane, by picture.
 
     They are read from ``4-filter/embeddings/`` and turned into points here: no network is asked.
     """
     names, embeddings = read_embeddings(workspace, read_hashes(workspace))
     if len(names) < _FEWEST_POINTS:
+        return {}
+    return dict(zip(names, principal_plane(embeddings), strict=True))
+
+
+def _plot_embeddings(dataset: Any, points: Mapping[str, NDArray[np.float64]]) -> None:
+    """Points by picture, for the App's panel *Embeddings*."""
+    if not points:
         return
     import fiftyone.brain as fob
 
-    points = principal_plane(embeddings)
-    ids = [sample_id(dataset.name, name) for name in names]
     fob.compute_visualization(
         dataset,
-        points=dict(zip(ids, points, strict=True)),
+        points={sample_id(dataset.name, name): point for name, point in points.items()},
         brain_key=BRAIN_KEY,
         method="manual",
         progress=False,

@@ -4,21 +4,25 @@ To read the records and make documents of them takes Python as long as handing t
 and neither needs the other. The process is this module, run by itself: FiftyOne is not imported there. It
 ends when nobody reads its output, so it never outlives the process that started it.
 
-Reads (stdin): one BSON document, ``{image id: further tags}``.
-Writes (stdout): BSON documents: a `Summary`; the samples, real tiles first; and last ``{"end": ""}``, or
-``{"end": line}`` with the reason why there are no more.
+Reads (stdin): one BSON document, ``{image id: further tags}``; no record before it.
+Writes (stdout): BSON documents: the samples, real tiles first, as their records are read, with their boxes
+packed (`_PACKED`); and last ``{"end": ""}`` with a `Summary`, or ``{"end": line}`` with the reason why there
+are no more.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 from typing import IO, Any, Final, Self
 
 from synthdet.core.formats.fiftyone import make_samples
@@ -27,6 +31,12 @@ from synthdet.stages.curate_run import read_run
 from synthdet.workspace import Workspace, paused_collector
 
 _BUFFER: Final = 1 << 20
+_PACKED: Final = ("ground_truth", "predictions", "accepted")
+"""Fields that travel as BSON within BSON: nobody looks into them on the way to the database, so they are
+neither taken apart nor put together again."""
+_BUFFERS_AHEAD: Final = 32
+"""Written before anybody reads them: the database is given some thousand documents at once, and meanwhile
+more are made."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +57,32 @@ class Summary:
 class Documents(Iterator[dict[str, Any]]):
     """A run's documents, one after the other.
 
-    Attributes:
-        summary: What they are of.
+    Args:
+        order: Where the process waits for the further tags.
+        stream: Of what it makes.
 
     Raises:
         SynthdetError: The run cannot be read, or the process that makes them died.
     """
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, order: IO[bytes], stream: IO[bytes]) -> None:
         from bson import InvalidBSON, decode_file_iter
+        from bson.raw_bson import RawBSONDocument
 
-        self._cut_off = InvalidBSON
+        self._order, self._cut_off, self._unpack = order, InvalidBSON, RawBSONDocument
         self._given: Iterator[dict[str, Any]] = decode_file_iter(stream)
-        self.summary = Summary(**self._take())
+
+    def begin(self, own_tags: Mapping[str, Sequence[str]]) -> None:
+        """Let the run be read from now on.
+
+        Args:
+            own_tags: Image id -> further tags, which a person invented.
+        """
+        from bson import encode
+
+        with suppress(BrokenPipeError):  # dead already: its output says so
+            self._order.write(encode(own_tags))
+            self._order.close()
 
     def __iter__(self) -> Self:
         return self
@@ -69,7 +92,17 @@ class Documents(Iterator[dict[str, Any]]):
         if "end" in document:
             self._given = repeat(document)  # whoever asks again hears the same
             raise StopIteration
+        for name in _PACKED:
+            if name in document:
+                document[name] = self._unpack(document[name])
         return document
+
+    @property
+    def summary(self) -> Summary:
+        """What they are of. Those that were not taken are passed over."""
+        for _ in self:
+            pass
+        return Summary(**self._take()["summary"])
 
     def _take(self) -> dict[str, Any]:
         died = {"end": "the process that reads the run has died"}
@@ -83,18 +116,15 @@ class Documents(Iterator[dict[str, Any]]):
 
 
 @contextmanager
-def open_documents(root: Path, own_tags: Mapping[str, Sequence[str]]) -> Iterator[Documents]:
-    """Start making a run's documents.
+def open_documents(root: Path) -> Iterator[Documents]:
+    """Start the process that makes a run's documents.
 
     Args:
         root: The run.
-        own_tags: Image id -> further tags, which a person invented.
 
     Raises:
         SynthdetError: As `Documents`.
     """
-    from bson import encode
-
     with subprocess.Popen(  # noqa: S603 - our own module
         [sys.executable, "-P", "-m", "synthdet.stages.curate_documents", str(root)],
         stdin=subprocess.PIPE,
@@ -104,38 +134,72 @@ def open_documents(root: Path, own_tags: Mapping[str, Sequence[str]]) -> Iterato
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("a child without pipes")
         try:
-            with suppress(BrokenPipeError):  # dead already: its output says so
-                process.stdin.write(encode(own_tags))
-                process.stdin.close()
-            yield Documents(process.stdout)
+            yield Documents(process.stdin, process.stdout)
         finally:
             process.kill()
 
 
 def _serve(root: Path) -> None:
-    from bson import decode, encode
+    from bson import decode
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends us
     own_tags = decode(sys.stdin.buffer.read())
-    # Where the parent was killed, nobody is there to be told of it.
-    with suppress(BrokenPipeError), open(1, "wb", buffering=_BUFFER, closefd=False) as out:
-        end = ""
-        try:
-            for document in _make(Workspace(root), own_tags):
-                out.write(encode(document))
-        except SynthdetError as error:
-            end = str(error)
-        out.write(encode({"end": end}))
+    blocks: Queue[bytes] = Queue(_BUFFERS_AHEAD)
+    writer = Thread(target=_write, args=(blocks,), daemon=True)
+    writer.start()
+    for block in _in_blocks(_encode(_make(Workspace(root), own_tags))):
+        blocks.put(block)
+    blocks.put(b"")
+    writer.join()
+
+
+def _write(blocks: Queue[bytes]) -> None:
+    """To stdout, until an empty one comes."""
+    with open(1, "wb", buffering=0, closefd=False) as out:
+        while block := blocks.get():
+            rest = memoryview(block)
+            while rest:
+                try:
+                    rest = rest[out.write(rest) :]
+                except OSError:  # the parent was killed: nobody is there to be told of it
+                    os._exit(0)
+
+
+def _in_blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Joined to blocks that are worth a thread's waking up."""
+    block = bytearray()
+    for piece in pieces:
+        block += piece
+        if len(block) >= _BUFFER:
+            yield bytes(block)
+            block.clear()
+    yield bytes(block)
+
+
+def _encode(documents: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    """As BSON; where the run cannot be read the reason comes last."""
+    from bson import encode
+
+    try:
+        yield from map(encode, documents)
+    except SynthdetError as error:
+        yield encode({"end": str(error)})
 
 
 def _make(workspace: Workspace, own_tags: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
-    from bson import ObjectId
+    from bson import ObjectId, encode
 
     with paused_collector():
-        shown = read_run(workspace)
-        number = len(shown.tiles) + len(shown.images)
-        yield asdict(Summary(list(shown.class_names), number, shown.describe()))
-        yield from make_samples(shown, own_tags, ObjectId)
+        shown, number, review = read_run(workspace, once=True), 0, 0
+        for document in make_samples(shown, own_tags, ObjectId):
+            number += 1
+            review += document.get("status") == "review"
+            for name in _PACKED:
+                if name in document:
+                    document[name] = encode(document[name])
+            yield document
+        summary = Summary(list(shown.class_names), number, shown.describe_with(review))
+        yield {"end": "", "summary": asdict(summary)}
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
 from synthdet.core.curation import LAYOUT, ShownRun
-from synthdet.core.doubts import doubt_annotations, doubt_labels, doubt_tiles
+from synthdet.core.doubts import doubt_annotations, doubt_tiles
 from synthdet.core.records import (
     Decision,
     Detections,
@@ -32,11 +32,52 @@ from synthdet.workspace import (
     read_records,
 )
 
+R = TypeVar("R", Score, Decision, Detections, Label)
 _SHOWN_FILES: Final = (
     "1-prepare/dataset.json", "1-prepare/tiles.jsonl", "3-generate/images.jsonl", "4-filter/scores.jsonl",
     "4-filter/decisions.jsonl", "5-label/detections.jsonl", "5-label/labels.jsonl",
     "5-label/calibration.json", "5-label/val_detections.jsonl", "curation.jsonl",
 )  # fmt: skip
+
+
+class _Once(Mapping[str, R]):
+    """A record file with one line a picture, for who goes through the pictures once, in its order or nearly.
+
+    No more of it is read than is asked for, and a record is forgotten as soon as that of another picture
+    is asked for.
+
+    Args:
+        path: The file. A missing one has no records.
+        kind: Of its lines.
+
+    Raises:
+        SynthdetError: As `iter_records`, when a wrong line is met.
+    """
+
+    def __init__(self, path: Path, kind: type[R]) -> None:
+        self._rest: Iterator[R] = iter_records(path, kind)
+        self._passed: dict[str, R] = {}
+        self._last: R | None = None
+
+    def __getitem__(self, image_id: str) -> R:
+        if self._last is None or self._last.image_id != image_id:
+            self._last = self._passed.pop(image_id, None) or self._find(image_id)
+        if self._last is None:
+            raise KeyError(image_id)
+        return self._last
+
+    def _find(self, image_id: str) -> R | None:
+        for record in self._rest:
+            if record.image_id == image_id:
+                return record
+            self._passed[record.image_id] = record
+        return None
+
+    def __iter__(self) -> Iterator[str]:
+        raise TypeError("records that are forgotten when they were read cannot be gone through")
+
+    def __len__(self) -> int:
+        raise TypeError("records that are forgotten when they were read cannot be counted")
 
 
 def dataset_name(run: Path) -> str:
@@ -46,8 +87,13 @@ def dataset_name(run: Path) -> str:
     return f"synthdet-{plain}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
-def read_run(workspace: Workspace) -> ShownRun:
+def read_run(workspace: Workspace, *, once: bool = False) -> ShownRun:
     """All that is shown of the run, as far as it has come.
+
+    Args:
+        workspace: The run.
+        once: Who goes through the synthetic pictures once, in their order, is given detections and labels as
+            they are asked for, and never holds more than one of them.
 
     Raises:
         SynthdetError: Prepare is not done: there is nothing to show.
@@ -59,31 +105,31 @@ def read_run(workspace: Workspace) -> ShownRun:
     images = read_records(generated / "images.jsonl", SyntheticImage)
     hashes = {tile.tile_id: tile.sha256 for tile in tiles}
     hashes |= {image.image_id: image.sha256 for image in images}
-    class_names = tuple(read_json(prepare / "dataset.json")["classes"])
-    labels = {one.image_id: one for one in read_records(labelled / "labels.jsonl", Label)}
+    detections, labels = labelled / "detections.jsonl", labelled / "labels.jsonl"
     verdicts = read_records(curation_path(workspace), Verdict)
     return ShownRun(
         root=str(workspace.root.resolve()),
         dataset=dataset_name(workspace.root),
-        class_names=class_names,
+        class_names=tuple(read_json(prepare / "dataset.json")["classes"]),
         tiles=tiles,
         images=images,
-        scores={one.image_id: one for one in read_records(chosen / "scores.jsonl", Score)},
-        decisions={one.image_id: one for one in read_records(chosen / "decisions.jsonl", Decision)},
-        detections={
-            one.image_id: one for one in read_records(labelled / "detections.jsonl", Detections)
-        },
-        labels=labels,
+        scores=_read_by_image(chosen / "scores.jsonl", Score),
+        decisions=_read_by_image(chosen / "decisions.jsonl", Decision),
+        detections=_Once(detections, Detections)
+        if once
+        else _read_by_image(detections, Detections),
+        labels=_Once(labels, Label) if once else _read_by_image(labels, Label),
         verdicts={
             one.image_id: one
             for one in verdicts
             if one.image_id in hashes and one.sha256 in (None, hashes[one.image_id])
         },
-        doubts={
-            **doubt_labels(images, labels, class_names),
-            **_doubt_real(workspace, tiles),
-        },
+        tile_doubts=_doubt_real(workspace, tiles),
     )
+
+
+def _read_by_image(path: Path, kind: type[R]) -> dict[str, R]:
+    return {one.image_id: one for one in iter_records(path, kind)}
 
 
 def run_fingerprint(workspace: Workspace) -> str:

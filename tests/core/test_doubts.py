@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synthdet.core.doubts import doubt_annotations, doubt_labels, doubt_tiles, principal_plane
+from synthdet.core.doubts import doubt_annotations, doubt_label, doubt_tiles, principal_plane
 from synthdet.core.records import XYXY, Box, DetectedBox, Detections, Label, SyntheticImage, Tile
 
 SEAL: XYXY = (10, 10, 50, 30)
@@ -56,7 +56,7 @@ def test_a_label_is_held_against_the_prompt(
 ) -> None:
     boxes = tuple(detected(SEAL, 0.9, class_id=class_id) for class_id in classes)
     label = Label(image_id="syn", status=status, boxes=boxes)
-    assert doubt_labels([image(asked_for)], {"syn": label}, NAMES).get("syn") == doubt
+    assert doubt_label(image(asked_for), label, NAMES) == doubt
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from synthdet.config import Config
 from synthdet.core.doubts import principal_plane
+from synthdet.core.formats.fiftyone import make_samples
 from synthdet.core.records import (
     Box,
     Decision,
@@ -37,6 +38,7 @@ from synthdet.errors import SynthdetError
 from synthdet.models.machine import find_mongod
 from synthdet.progress import Reporter
 from synthdet.stages import curate, curate_documents, export
+from synthdet.stages.curate_run import read_run
 from synthdet.stages.filter_cache import Embedded, EmbeddingCache
 from synthdet.workspace import Workspace, hash_file, read_records, write_json, write_records
 from tests import handmade
@@ -330,6 +332,37 @@ class TestLoad:
             load()
         path.write_text(text)
         assert len(load()) == 9
+
+    def test_a_broken_line_is_named_when_pictures_are_in_the_database_already(
+        self, workspace: Workspace, load: Load
+    ) -> None:
+        path = workspace.stage("label").path / "labels.jsonl"
+        text = path.read_text()
+        path.write_text(text.replace('"negative"', '"lost"', 1))
+        with pytest.raises(SynthdetError, match=r"labels\.jsonl, line 3: status"):
+            load()
+        path.write_text(text)
+        assert len(load()) == 9
+
+    @pytest.mark.parametrize("lost", [0, 1, 2])
+    def test_the_order_of_boxes_and_labels_does_not_matter(
+        self, workspace: Workspace, lost: int
+    ) -> None:
+        def read(*, once: bool) -> list[dict[str, Any]]:
+            return list(make_samples(read_run(workspace, once=once), {}))
+
+        for name in ("detections", "labels"):
+            path = workspace.stage("label").path / f"{name}.jsonl"
+            assert read(once=True) == read(once=False)
+            lines = path.read_text().splitlines(keepends=True)
+            del lines[lost]
+            path.write_text("".join(lines))
+            assert read(once=True) == read(once=False)
+            path.write_text("".join(reversed(lines)))
+        found = read(once=True)
+        assert found == read(once=False)
+        assert len(found) == 9
+        assert sum("status" in one for one in found) == 2
 
     def test_saved_views_and_colours(self, load: Load) -> None:
         dataset = load()

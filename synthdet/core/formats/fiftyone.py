@@ -21,6 +21,7 @@ from synthdet.core.curation import (
     Picture,
     ShownRun,
     boxes_to_export,
+    doubt,
     drawn_edges,
     judgeable,
     margin,
@@ -80,6 +81,8 @@ class SeenSample:
     boxes_as_loaded: str | None
 
 
+_MOST_BOXES: Final = 2**32
+"""Of a field, from whose first id the next field's is so far away."""
 MakeId = Callable[[bytes], Any]
 """Makes a database id of its 12 bytes."""
 
@@ -87,7 +90,7 @@ MakeId = Callable[[bytes], Any]
 def make_samples(
     shown: ShownRun, own_tags: Mapping[str, Sequence[str]], make_id: MakeId = bytes.hex
 ) -> Iterator[dict[str, Any]]:
-    """The documents that FiftyOne's dataset format holds, real tiles first.
+    """The documents that FiftyOne's dataset format holds, real tiles first; ids depend on run and picture alone.
 
     Args:
         shown: The run.
@@ -99,9 +102,11 @@ def make_samples(
     paths = {tile.tile_id: f"{shown.root}/{tile.path}" for tile in shown.tiles}
     for picture in pictures:
         name = name_of(picture)
+        digest = _digest(f"{shown.dataset}/{name}")
+        first_id = int.from_bytes(digest[18:30])
         if isinstance(picture, SyntheticImage):
             field = "accepted"
-            fields = _synthetic_fields(shown, picture, make_id)
+            fields = _synthetic_fields(shown, picture, first_id + _MOST_BOXES, make_id)
             fields["near_threshold"] = name in near
             fields["nearest_real_path"] = paths.get(fields.get("nearest_real", ""))
         else:
@@ -112,15 +117,30 @@ def make_samples(
                 "group": picture.group,
                 "prompt": picture.caption,
             }
-        fields["doubt"] = shown.doubts.get(name)
+        fields["doubt"] = doubt(shown, picture)
         boxes = boxes_to_export(shown, picture)
         if boxes is not None:
-            drawn = fields[field] = _to_detections(shown, picture, boxes, field, make_id)
+            drawn = fields[field] = _to_detections(shown, picture, boxes, first_id, make_id)
             fields["boxes_as_loaded"] = _pack(boxes, drawn["detections"])
         verdict = standing_verdict(shown, picture)
         tags = [fields["source"], *([verdict.verdict] if verdict else [])]
         tags += own_tags.get(name, ())
-        yield _make_sample(shown, picture, fields, tags, make_id)
+        given = {key: value for key, value in fields.items() if value is not None}
+        yield {
+            "_id": make_id(digest[:12]),
+            "_media_type": "image",
+            "_rand": int.from_bytes(digest[12:18]) / 256**6,
+            "filepath": f"{shown.root}/{picture.path}",
+            "tags": list(dict.fromkeys(tags)),
+            "metadata": {
+                "_cls": "ImageMetadata",
+                "width": picture.width,
+                "height": picture.height,
+            },
+            "image_id": name,
+            "sha256": picture.sha256,
+            **given,
+        }
 
 
 def _pack(boxes: Sequence[Box | DetectedBox], drawn: Sequence[Mapping[str, Any]]) -> str:
@@ -148,7 +168,9 @@ def _unpack(text: str) -> Iterator[tuple[int, Sequence[float]]]:
         ) from error
 
 
-def _synthetic_fields(shown: ShownRun, image: SyntheticImage, make_id: MakeId) -> dict[str, Any]:
+def _synthetic_fields(
+    shown: ShownRun, image: SyntheticImage, first_id: int, make_id: MakeId
+) -> dict[str, Any]:
     image_id = image.image_id
     score, decision = shown.scores.get(image_id), shown.decisions.get(image_id)
     found, label = shown.detections.get(image_id), shown.labels.get(image_id)
@@ -166,48 +188,23 @@ def _synthetic_fields(shown: ShownRun, image: SyntheticImage, make_id: MakeId) -
     fields["reason"] = why(shown, image)
     if found is not None:
         upright = [box for box in found.boxes if is_upright(box)]
-        fields["predictions"] = _to_detections(shown, image, upright, "predictions", make_id)
+        fields["predictions"] = _to_detections(shown, image, upright, first_id, make_id)
     return fields
-
-
-def _make_sample(
-    shown: ShownRun,
-    picture: Picture,
-    fields: Mapping[str, Any],
-    tags: list[str],
-    make_id: MakeId,
-) -> dict[str, Any]:
-    """A sample as FiftyOne stores it; ids depend on the run and the picture alone."""
-    name = name_of(picture)
-    digest = _digest(f"{shown.dataset}/{name}")
-    given = {key: value for key, value in fields.items() if value is not None}
-    return {
-        "_id": make_id(digest[:12]),
-        "_media_type": "image",
-        "_rand": int.from_bytes(digest[12:18]) / 256**6,
-        "filepath": f"{shown.root}/{picture.path}",
-        "tags": list(dict.fromkeys(tags)),
-        "metadata": {"_cls": "ImageMetadata", "width": picture.width, "height": picture.height},
-        "image_id": name,
-        "sha256": picture.sha256,
-        **given,
-    }
 
 
 def _to_detections(
     shown: ShownRun,
     picture: Picture,
     boxes: Iterable[Box | DetectedBox],
-    field: str,
+    first_id: int,
     make_id: MakeId,
 ) -> dict[str, Any]:
-    first = int.from_bytes(_digest(f"{shown.dataset}/{name_of(picture)}/{field}")[:12])
     width, height = picture.width, picture.height
     detections = []
-    for index, box in enumerate(boxes):
+    for number, box in enumerate(boxes, start=first_id):
         left, top, right, bottom = box.xyxy
         detection: dict[str, Any] = {
-            "_id": make_id(((first + index) % 256**12).to_bytes(12)),
+            "_id": make_id((number % 256**12).to_bytes(12)),
             "_cls": "Detection",
             "attributes": {},
             "tags": [],
