@@ -364,6 +364,13 @@ class TestLoad:
         assert len(found) == 9
         assert sum("status" in one for one in found) == 2
 
+    def test_documents_of_many_blocks_are_all_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(curate_documents, "_BUFFER", 10)
+        pieces = [bytes([number]) * (number % 14) for number in range(100)]
+        blocks = list(curate_documents._in_blocks(pieces))
+        assert b"".join(blocks) == b"".join(pieces)
+        assert all(10 <= len(block) < 23 for block in blocks[:-1])
+
     def test_saved_views_and_colours(self, load: Load) -> None:
         dataset = load()
         shown = {
