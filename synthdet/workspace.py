@@ -144,17 +144,16 @@ def iter_records(path: Path, kind: type[R]) -> Iterator[R]:
     """
     if not path.exists():
         return
-    whole = 0
+    parse = kind.__pydantic_validator__.validate_json  # what model_validate_json calls
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                record = kind.model_validate_json(line)
+                record = parse(line)
             except ValidationError:
                 if not line.endswith(b"\n") and not _is_json(line):
-                    os.truncate(path, whole)
+                    os.truncate(path, lines.tell() - len(line))
                     return
                 record = _parse_line(line, kind, where=f"{path}, line {number}")
-            whole += len(line)
             yield record
 
 

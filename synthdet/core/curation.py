@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, Literal
 
 from synthdet.core.boxes import clip, iou
@@ -69,6 +70,20 @@ class ShownRun:
     labels: Mapping[str, Label]
     verdicts: dict[str, Verdict]
     tile_doubts: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def margins(self) -> dict[str, float]:
+        """How far above its threshold a picture lies (cosine; negative: below), by image id, where it has one."""
+        margins = {}
+        for image in self.images:
+            score, decision = self.scores.get(image.image_id), self.decisions.get(image.image_id)
+            if score is None or decision is None or decision.threshold <= -1:
+                continue
+            is_background = image.asked_for == ()
+            similarity = score.background_similarity if is_background else score.similarity
+            if similarity is not None:
+                margins[image.image_id] = similarity - decision.threshold
+        return margins
 
     def describe(self) -> str:
         """Counts in words."""
@@ -150,16 +165,6 @@ def strongest(boxes: Iterable[DetectedBox], number: int) -> list[DetectedBox]:
 # --- the threshold -----------------------------------------------------------------------------
 
 
-def margin(shown: ShownRun, image: SyntheticImage) -> float | None:
-    """How far above the threshold a picture lies (cosine; negative: below), where it was held against one."""
-    score, decision = shown.scores.get(image.image_id), shown.decisions.get(image.image_id)
-    if score is None or decision is None or decision.threshold <= -1:
-        return None
-    is_background = image.asked_for == ()
-    similarity = score.background_similarity if is_background else score.similarity
-    return None if similarity is None else similarity - decision.threshold
-
-
 def near_threshold(shown: ShownRun) -> dict[str, float]:
     """Name -> margin of the pictures that a slightly moved threshold would decide anew, nearest first.
 
@@ -167,13 +172,10 @@ def near_threshold(shown: ShownRun) -> dict[str, float]:
     apart cosines lie depends on the model, so a fixed distance would mean something else in every run.
     Pictures dropped for another reason are not among them.
     """
-    margins = {}
-    for image in shown.images:
-        distance, decision = margin(shown, image), shown.decisions.get(image.image_id)
-        if distance is not None and decision is not None and (decision.kept or distance < 0):
-            margins[image.image_id] = distance
-    number = math.ceil(NEAR_SHARE * len(margins))
-    nearest = sorted(margins, key=lambda name: (abs(margins[name]), name))[:number]
+    margins = shown.margins
+    decided = [name for name in margins if margins[name] < 0 or shown.decisions[name].kept]
+    number = math.ceil(NEAR_SHARE * len(decided))
+    nearest = sorted(decided, key=lambda name: (abs(margins[name]), name))[:number]
     return {name: margins[name] for name in nearest}
 
 

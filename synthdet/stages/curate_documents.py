@@ -25,8 +25,9 @@ from queue import Queue
 from threading import Thread
 from typing import IO, Any, Final, Self
 
-from synthdet.core.formats.fiftyone import make_samples
+from synthdet.core.formats.fiftyone import Forms, make_samples
 from synthdet.errors import SynthdetError
+from synthdet.stages.curate_boxes import BoxEncoder
 from synthdet.stages.curate_run import read_run
 from synthdet.workspace import Workspace, paused_collector
 
@@ -187,16 +188,14 @@ def _encode(documents: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
 
 
 def _make(workspace: Workspace, own_tags: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
-    from bson import ObjectId, encode
+    from bson import ObjectId
 
     with paused_collector():
         shown, number, review = read_run(workspace, once=True), 0, 0
-        for document in make_samples(shown, own_tags, ObjectId):
+        forms = Forms(ObjectId, BoxEncoder(shown.class_names))
+        for document in make_samples(shown, own_tags, forms):
             number += 1
             review += document.get("status") == "review"
-            for name in _PACKED:
-                if name in document:
-                    document[name] = encode(document[name])
             yield document
         summary = Summary(list(shown.class_names), number, shown.describe_with(review))
         yield {"end": "", "summary": asdict(summary)}

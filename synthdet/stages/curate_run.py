@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -60,11 +60,20 @@ class _Once(Mapping[str, R]):
         self._last: R | None = None
 
     def __getitem__(self, image_id: str) -> R:
-        if self._last is None or self._last.image_id != image_id:
-            self._last = self._passed.pop(image_id, None) or self._find(image_id)
-        if self._last is None:
+        record = self._take(image_id)
+        if record is None:
             raise KeyError(image_id)
-        return self._last
+        return record
+
+    def get(self, image_id: str, default: Any = None) -> Any:
+        """The picture's record, or the default."""
+        return self._take(image_id) or default
+
+    def _take(self, image_id: str) -> R | None:
+        last = self._last
+        if last is None or last.image_id != image_id:
+            self._last = last = self._passed.pop(image_id, None) or self._find(image_id)
+        return last
 
     def _find(self, image_id: str) -> R | None:
         for record in self._rest:

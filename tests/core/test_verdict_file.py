@@ -10,7 +10,6 @@ import pytest
 
 from synthdet.core.curation import (
     ShownRun,
-    margin,
     near_threshold,
     only_new,
     sort_by_kind,
@@ -178,10 +177,10 @@ def test_near_the_threshold_are_the_nearest_tenth_of_those_it_decides() -> None:
 
 
 def test_backgrounds_are_held_against_the_background() -> None:
-    shown = shown_run(1, **filtered([0.9]))
-    assert margin(shown, image(0)) == pytest.approx(0.4)
-    assert margin(shown, image(0, asked_for=())) == pytest.approx(-0.05)
-    assert margin(shown_run(1), image(0)) is None
+    shown = replace(
+        shown_run(3, **filtered([0.9, 0.9])), images=[image(0), image(1, asked_for=()), image(2)]
+    )
+    assert shown.margins == {"syn-0": pytest.approx(0.4), "syn-1": pytest.approx(-0.05)}
 
 
 def test_every_picture_is_looked_at_once_and_the_doubtful_first() -> None:

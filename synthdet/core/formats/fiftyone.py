@@ -24,7 +24,6 @@ from synthdet.core.curation import (
     doubt,
     drawn_edges,
     judgeable,
-    margin,
     name_of,
     near_threshold,
     only_new,
@@ -83,20 +82,35 @@ class SeenSample:
 
 _MOST_BOXES: Final = 2**32
 """Of a field, from whose first id the next field's is so far away."""
-MakeId = Callable[[bytes], Any]
-"""Makes a database id of its 12 bytes."""
+DrawnBox = tuple[bytes, int, float, float, float, float, float | None]
+"""12 bytes of an id, class id, FiftyOne's box, and a detector's confidence."""
+
+
+@dataclass(frozen=True)
+class Forms:
+    """What documents are made of, where that is not what ``samples.json`` holds.
+
+    Attributes:
+        make_id: Makes a database id of its 12 bytes.
+        make_field: Makes a field of boxes.
+    """
+
+    make_id: Callable[[bytes], Any]
+    make_field: Callable[[Sequence[DrawnBox]], Any]
 
 
 def make_samples(
-    shown: ShownRun, own_tags: Mapping[str, Sequence[str]], make_id: MakeId = bytes.hex
+    shown: ShownRun, own_tags: Mapping[str, Sequence[str]], forms: Forms | None = None
 ) -> Iterator[dict[str, Any]]:
     """The documents that FiftyOne's dataset format holds, real tiles first; ids depend on run and picture alone.
 
     Args:
         shown: The run.
         own_tags: Image id -> further tags, which a person invented.
-        make_id: Makes what the database takes as an id: ``bson.ObjectId``.
+        forms: Of ids and boxes; by default as JSON has them.
     """
+    if forms is None:
+        forms = Forms(bytes.hex, lambda drawn: make_field(drawn, shown.class_names, bytes.hex))
     pictures: list[Picture] = [*shown.tiles, *shown.images]
     near = near_threshold(shown)
     paths = {tile.tile_id: f"{shown.root}/{tile.path}" for tile in shown.tiles}
@@ -106,7 +120,12 @@ def make_samples(
         first_id = int.from_bytes(digest[18:30])
         if isinstance(picture, SyntheticImage):
             field = "accepted"
-            fields = _synthetic_fields(shown, picture, first_id + _MOST_BOXES, make_id)
+            fields = _synthetic_fields(shown, picture)
+            found = shown.detections.get(name)
+            if found is not None:
+                upright = [box for box in found.boxes if is_upright(box)]
+                drawn = _draw(picture, upright, first_id + _MOST_BOXES)
+                fields["predictions"] = forms.make_field(drawn)
             fields["near_threshold"] = name in near
             fields["nearest_real_path"] = paths.get(fields.get("nearest_real", ""))
         else:
@@ -120,14 +139,15 @@ def make_samples(
         fields["doubt"] = doubt(shown, picture)
         boxes = boxes_to_export(shown, picture)
         if boxes is not None:
-            drawn = fields[field] = _to_detections(shown, picture, boxes, first_id, make_id)
-            fields["boxes_as_loaded"] = _pack(boxes, drawn["detections"])
+            drawn = _draw(picture, boxes, first_id)
+            fields[field] = forms.make_field(drawn)
+            fields["boxes_as_loaded"] = _pack(drawn)
         verdict = standing_verdict(shown, picture)
         tags = [fields["source"], *([verdict.verdict] if verdict else [])]
         tags += own_tags.get(name, ())
         given = {key: value for key, value in fields.items() if value is not None}
         yield {
-            "_id": make_id(digest[:12]),
+            "_id": forms.make_id(digest[:12]),
             "_media_type": "image",
             "_rand": int.from_bytes(digest[12:18]) / 256**6,
             "filepath": f"{shown.root}/{picture.path}",
@@ -143,12 +163,54 @@ def make_samples(
         }
 
 
-def _pack(boxes: Sequence[Box | DetectedBox], drawn: Sequence[Mapping[str, Any]]) -> str:
+def _draw(picture: Picture, boxes: Iterable[Box | DetectedBox], first_id: int) -> list[DrawnBox]:
+    width, height = picture.width, picture.height
+    drawn: list[DrawnBox] = []
+    for number, box in enumerate(boxes, start=first_id):
+        left, top, right, bottom = box.xyxy
+        drawn.append((
+            (number % 256**12).to_bytes(12),
+            box.class_id,
+            left / width,
+            top / height,
+            (right - left) / width,
+            (bottom - top) / height,
+            box.confidence if isinstance(box, DetectedBox) else None,
+        ))  # fmt: skip
+    return drawn
+
+
+def make_field(
+    drawn: Iterable[DrawnBox], class_names: Sequence[str], make_id: Callable[[bytes], Any]
+) -> dict[str, Any]:
+    """What a field of boxes holds.
+
+    Args:
+        drawn: The boxes.
+        class_names: By class id.
+        make_id: Makes a database id of its 12 bytes.
+    """
+    detections = []
+    for box_id, class_id, left, top, width, height, confidence in drawn:
+        detection: dict[str, Any] = {
+            "_id": make_id(box_id),
+            "_cls": "Detection",
+            "attributes": {},
+            "tags": [],
+            "label": class_names[class_id],
+            "bounding_box": [left, top, width, height],
+        }
+        if confidence is not None:
+            detection["confidence"] = confidence
+        detections.append(detection)
+    return {"_cls": "Detections", "detections": detections}
+
+
+def _pack(drawn: Iterable[DrawnBox]) -> str:
     """Class id and FiftyOne's box of each, as text: to be held against what a person leaves."""
     values: list[float] = []
-    for box, detection in zip(boxes, drawn, strict=True):
-        values.append(box.class_id)
-        values += detection["bounding_box"]
+    for box in drawn:
+        values += box[1:6]
     return b64encode(struct.pack(f"<{len(values)}d", *values)).decode("ascii")
 
 
@@ -168,12 +230,10 @@ def _unpack(text: str) -> Iterator[tuple[int, Sequence[float]]]:
         ) from error
 
 
-def _synthetic_fields(
-    shown: ShownRun, image: SyntheticImage, first_id: int, make_id: MakeId
-) -> dict[str, Any]:
+def _synthetic_fields(shown: ShownRun, image: SyntheticImage) -> dict[str, Any]:
     image_id = image.image_id
     score, decision = shown.scores.get(image_id), shown.decisions.get(image_id)
-    found, label = shown.detections.get(image_id), shown.labels.get(image_id)
+    label = shown.labels.get(image_id)
     fields: dict[str, Any] = {"source": "synthetic", "prompt": image.prompt, "seed": image.seed}
     if decision is not None:
         fields["kept"] = decision.kept
@@ -182,44 +242,11 @@ def _synthetic_fields(
         fields["background_similarity"] = score.background_similarity
         fields["nearest_real"] = score.nearest_real
         fields["nearest_real_similarity"] = score.nearest_real_similarity
-        fields["to_threshold"] = margin(shown, image)
+        fields["to_threshold"] = shown.margins.get(image_id)
     if label is not None:
         fields["status"] = label.status
     fields["reason"] = why(shown, image)
-    if found is not None:
-        upright = [box for box in found.boxes if is_upright(box)]
-        fields["predictions"] = _to_detections(shown, image, upright, first_id, make_id)
     return fields
-
-
-def _to_detections(
-    shown: ShownRun,
-    picture: Picture,
-    boxes: Iterable[Box | DetectedBox],
-    first_id: int,
-    make_id: MakeId,
-) -> dict[str, Any]:
-    width, height = picture.width, picture.height
-    detections = []
-    for number, box in enumerate(boxes, start=first_id):
-        left, top, right, bottom = box.xyxy
-        detection: dict[str, Any] = {
-            "_id": make_id((number % 256**12).to_bytes(12)),
-            "_cls": "Detection",
-            "attributes": {},
-            "tags": [],
-            "label": shown.class_names[box.class_id],
-            "bounding_box": [
-                left / width,
-                top / height,
-                (right - left) / width,
-                (bottom - top) / height,
-            ],
-        }
-        if isinstance(box, DetectedBox):
-            detection["confidence"] = box.confidence
-        detections.append(detection)
-    return {"_cls": "Detections", "detections": detections}
 
 
 def sample_id(dataset: str, image_id: str) -> str:
